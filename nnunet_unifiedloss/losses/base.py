@@ -1,0 +1,265 @@
+"""What every loss shares: options, validation of the input, the registry."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import TypedDict, Unpack
+
+from nnunet_unifiedloss.losses.view import LabelView, RegionView, View
+
+
+class Options(TypedDict, total=False):
+    """Options of every loss; nnU-Net's trainers fill them in from data set and plans."""
+
+    regions: bool
+    ignore_label: int | None
+    batch_dice: bool
+    ddp: bool
+
+
+class SegmentationLoss(nn.Module):
+    """Base class of all losses: a formula over the :class:`~.view.View` of a batch.
+
+    A subclass whose name ends in ``Loss`` enters the registry, and with that becomes a trainer
+    parameter for parameter. It implements :meth:`evaluate`.
+
+    Args:
+        regions: False: softmax over mutually exclusive labels, channel 0 is the background. True:
+            sigmoid for each, possibly overlapping, region (nnU-Net's region-based training); the
+            loss is the mean over regions of the loss on {background, region}.
+        ignore_label: Label of voxels that count nowhere. With ``regions=True`` any value other than
+            None says that the target's last channel is a mask of the ignored voxels.
+        batch_dice: Sum the soft counts of overlap losses over the batch, not for each sample.
+        ddp: In distributed training, sum over ranks what one rank would sum over the whole batch.
+
+    Shape:
+        - logits: (B, C, *S), float16, bfloat16, float32 or float64; S has two or three axes.
+        - target: (B, 1, *S) or (B, *S) of labels; with ``regions=True`` (B, C, *S) of 0 and 1, plus
+          one channel where there is an ignore label. Any dtype.
+        - returns a float32 scalar; float64 for float64 logits.
+
+    Raises:
+        TypeError: An argument has the wrong type, or the logits are not floating point.
+        ValueError: An argument is out of range; shapes do not fit; a label has no channel (noticed
+            on the CPU only: on a GPU looking at it would stall the training).
+    """
+
+    registry: ClassVar[dict[str, type[SegmentationLoss]]] = {}
+    paper: ClassVar[str] = ""
+    when: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:  # noqa: ANN401
+        super().__init_subclass__(**kwargs)
+        if not cls.__name__.endswith("Loss") or cls.__name__ == "CompoundLoss":
+            return
+        if cls.__name__ in SegmentationLoss.registry:
+            raise TypeError(f"a loss named {cls.__name__} exists already")
+        SegmentationLoss.registry[cls.__name__] = cls
+        cls.__signature__ = _explicit_signature(cls)  # type: ignore[attr-defined]
+
+    def __init__(
+        self,
+        *,
+        regions: bool = False,
+        ignore_label: int | None = None,
+        batch_dice: bool = False,
+        ddp: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, flag in (("regions", regions), ("batch_dice", batch_dice), ("ddp", ddp)):
+            check_flag(name, flag)
+        if ignore_label is not None and (
+            isinstance(ignore_label, bool) or not isinstance(ignore_label, int)
+        ):
+            raise TypeError(f"ignore_label: expected an int or None, got {ignore_label!r}")
+        self.regions = regions
+        self.ignore_label = ignore_label
+        self.batch_dice = batch_dice
+        self.ddp = ddp
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """The hyperparameters of this loss with their defaults, in the constructor's order."""
+        parameters = inspect.signature(cls).parameters.values()
+        return {p.name: p.default for p in parameters if p.name not in Options.__annotations__}
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """The hyperparameters of this loss with the values they have."""
+        return {name: getattr(self, name) for name in self.defaults()}
+
+    def extra_repr(self) -> str:
+        """The hyperparameters and options, as they would be passed to the constructor."""
+        options = {name: getattr(self, name) for name in Options.__annotations__}
+        return ", ".join(f"{k}={v!r}" for k, v in (self.hyperparameters | options).items())
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The loss of a batch, a scalar."""
+        return self.evaluate(self.view(logits, target))
+
+    def terms(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """The summands of the loss by name; their sum is the loss."""
+        return self.evaluate_terms(self.view(logits, target))
+
+    @abstractmethod
+    def evaluate(self, view: View) -> Tensor:
+        """The loss, from the view of a batch."""
+
+    def evaluate_terms(self, view: View) -> dict[str, Tensor]:
+        """The summands of the loss by name, from the view of a batch."""
+        return {type(self).__name__.removesuffix("Loss"): self.evaluate(view)}
+
+    def view(self, logits: Tensor, target: Tensor) -> View:
+        """Check the shapes and make the view that all terms of the loss share."""
+        self._check_input(logits, target)
+        if self.regions:
+            return RegionView(
+                logits,
+                target,
+                has_ignore=self.ignore_label is not None,
+                batch_dice=self.batch_dice,
+                ddp=self.ddp,
+            )
+        return LabelView(
+            logits,
+            target,
+            ignore_label=self.ignore_label,
+            batch_dice=self.batch_dice,
+            ddp=self.ddp,
+        )
+
+    def _check_input(self, logits: Tensor, target: Tensor) -> None:
+        for name, tensor in (("logits", logits), ("target", target)):
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
+        if not logits.is_floating_point():
+            raise TypeError(f"logits: expected floating point, got {logits.dtype}")
+        if target.is_complex():
+            raise TypeError(f"target: expected labels, got {target.dtype}")
+        if logits.ndim not in (4, 5):
+            raise ValueError(
+                f"logits: expected shape (B, C, *S) with two or three spatial axes, "
+                f"got {tuple(logits.shape)}"
+            )
+        if logits.numel() == 0:
+            raise ValueError(f"logits: shape {tuple(logits.shape)} holds no voxel")
+        expected = self._target_shapes(logits)
+        if tuple(target.shape) not in expected:
+            raise ValueError(
+                f"target: expected shape {' or '.join(map(str, expected))} for logits of shape "
+                f"{tuple(logits.shape)} with regions={self.regions}, "
+                f"ignore_label={self.ignore_label}, got {tuple(target.shape)}"
+            )
+
+    def _target_shapes(self, logits: Tensor) -> list[tuple[int, ...]]:
+        batch, channels, *space = logits.shape
+        if self.regions:
+            return [(batch, channels + (self.ignore_label is not None), *space)]
+        if channels < 2:
+            raise ValueError(
+                f"logits: labels mode needs a channel for the background and one for each class, "
+                f"got {channels} channel; for one foreground channel use regions=True"
+            )
+        return [(batch, 1, *space), (batch, *space)]
+
+
+class CompoundLoss(SegmentationLoss):
+    """A weighted sum of losses that share one view.
+
+    Subclasses call :meth:`combine` at the end of their constructor.
+    """
+
+    def combine(self, **weighted: tuple[float, SegmentationLoss]) -> None:
+        """Set the summands: name → (weight, loss). A summand with weight 0 is left out."""
+        if not any(weight for weight, _ in weighted.values()):
+            raise ValueError("the weights of all terms are 0: at least one must be positive")
+        self.weights = {name: weight for name, (weight, _) in weighted.items() if weight}
+        self.parts = nn.ModuleDict({name: weighted[name][1] for name in self.weights})
+
+    def evaluate(self, view: View) -> Tensor:
+        """Σ weight · loss."""
+        return torch.stack(list(self.evaluate_terms(view).values())).sum()
+
+    def evaluate_terms(self, view: View) -> dict[str, Tensor]:
+        """The weighted summands by name."""
+        terms = {}
+        for name, loss in self.parts.items():
+            if isinstance(loss, SegmentationLoss):
+                terms[name] = self.weights[name] * loss.evaluate(view)
+        return terms
+
+
+def check_flag(name: str, value: object) -> bool:
+    """Return a bool, or raise a TypeError that names the argument."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+    return value
+
+
+def check_number(
+    name: str,
+    value: object,
+    *,
+    minimum: float = 0.0,
+    maximum: float = math.inf,
+    above: bool = False,
+    below: bool = False,
+) -> float:
+    """Return a number in a range, or raise an error that names the argument and the range.
+
+    Args:
+        name: The argument's name.
+        value: Its value.
+        minimum: Smallest value.
+        maximum: Largest value.
+        above: The value must be larger than the minimum.
+        below: The value must be smaller than the maximum.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    fits = minimum <= value <= maximum and math.isfinite(value)
+    if not fits or (above and value == minimum) or (below and value == maximum):
+        upper = f" and {'<' if below else '<='} {maximum:g}" if math.isfinite(maximum) else ""
+        raise ValueError(f"{name}: must be {'>' if above else '>='} {minimum:g}{upper}, got {value!r}")
+    return value
+
+
+def check_weights(name: str, value: object) -> tuple[float, ...]:
+    """Return one weight for each class, or raise an error that names the argument."""
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise TypeError(f"{name}: expected a list of numbers, got {value!r}")
+    weights = tuple(check_number(f"{name}[{i}]", weight) for i, weight in enumerate(value))
+    if len(weights) < 2 or not any(weights):
+        raise ValueError(f"{name}: expected one weight for each class, not all 0, got {value!r}")
+    return weights
+
+
+def _explicit_signature(cls: type[SegmentationLoss]) -> inspect.Signature:
+    """The constructor's signature with the options of every loss spelt out."""
+    own = [
+        parameter
+        for name, parameter in inspect.signature(cls.__init__).parameters.items()
+        if name != "self" and parameter.kind is not parameter.VAR_KEYWORD
+    ]
+    shared = inspect.signature(SegmentationLoss.__init__).parameters
+    taken = {parameter.name for parameter in own}
+    options = [shared[name] for name in Options.__annotations__ if name not in taken]
+    return inspect.Signature([*own, *options])
+
+
+__all__ = [
+    "CompoundLoss",
+    "Options",
+    "SegmentationLoss",
+    "Unpack",
+    "check_flag",
+    "check_number",
+    "check_weights",
+]

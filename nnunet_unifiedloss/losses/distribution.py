@@ -1,0 +1,211 @@
+"""Losses of the voxels' distribution: cross entropy and its focal relatives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from nnunet_unifiedloss.losses.base import (
+    Options,
+    SegmentationLoss,
+    check_number,
+    check_weights,
+)
+from nnunet_unifiedloss.losses.view import View
+
+
+class CrossEntropyLoss(SegmentationLoss):
+    r"""Cross entropy.
+
+    .. math:: L = \operatorname{mean}(-\ln p_t)
+
+    Args:
+        **options: regions, ignore_label, batch_dice, ddp; see :class:`SegmentationLoss`.
+
+    Shape:
+        logits (B, C, \*S), target (B, 1, \*S) or (B, \*S), with ``regions=True`` (B, C, \*S);
+        returns a scalar.
+
+    Raises:
+        TypeError, ValueError: See :class:`SegmentationLoss`.
+
+    Example:
+        >>> logits, target = torch.zeros(1, 2, 4, 4), torch.zeros(1, 1, 4, 4)
+        >>> round(CrossEntropyLoss()(logits, target).item(), 4)
+        0.6931
+
+    References:
+        Bishop: Pattern recognition and machine learning, Springer 2006, equation 4.108.
+    """
+
+    paper = "Bishop 2006"
+    when = "Balanced classes; the smoothest gradients, blind to small structures."
+
+    def evaluate(self, view: View) -> Tensor:
+        """Mean CE."""
+        return view.mean_over_voxels(view.cross_entropy_sums())
+
+
+class FocalLoss(SegmentationLoss):
+    r"""Focal loss: cross entropy with confident voxels faded out.
+
+    .. math:: L = \operatorname{mean}(\alpha_t (1 - p_t)^\gamma (-\ln p_t))
+
+    Args:
+        gamma: Focusing exponent, γ ≥ 0; 0 is cross entropy.
+        alpha: None: no weights. A number in [0, 1]: α for every foreground class and 1 − α for the
+            background. A list: one weight for each class (with ``regions=True`` two, for
+            background and region).
+        **options: regions, ignore_label, batch_dice, ddp; see :class:`SegmentationLoss`.
+
+    Shape:
+        logits (B, C, \*S), target (B, 1, \*S) or (B, \*S), with ``regions=True`` (B, C, \*S);
+        returns a scalar.
+
+    Raises:
+        TypeError, ValueError: An argument is out of range, or a list ``alpha`` does not have one
+            weight for each class; see also :class:`SegmentationLoss`.
+
+    Example:
+        >>> logits, target = torch.zeros(1, 2, 4, 4), torch.zeros(1, 1, 4, 4)
+        >>> round(FocalLoss(gamma=2)(logits, target).item(), 4)
+        0.1733
+
+    References:
+        Lin et al.: Focal loss for dense object detection, ICCV 2017, equations 4 and 5. There α is
+        1 unless set; so it is here.
+    """
+
+    paper = "Lin 2017, arXiv:1708.02002"
+    when = "Many easy background voxels drown the few hard ones."
+
+    def __init__(
+        self,
+        *,
+        gamma: float = 2,
+        alpha: float | Sequence[float] | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(**options)
+        self.gamma = check_number("gamma", gamma)
+        self.alpha = alpha
+        self._class_weights: Tensor | None
+        self.register_buffer("_class_weights", None, persistent=False)
+        if isinstance(alpha, (int, float)):
+            self.alpha = check_number("alpha", alpha, maximum=1)
+        elif alpha is not None:
+            self.alpha = check_weights("alpha", alpha)
+            # float64, so that float64 logits lose nothing; cast where it is used
+            self._class_weights = torch.tensor(self.alpha, dtype=torch.float64)
+
+    def evaluate(self, view: View) -> Tensor:
+        """Mean of α_t · (1 − p_t)^γ · CE."""
+        sums = view.focal_sums(self.gamma)
+        if isinstance(self.alpha, (int, float)):
+            sums = _weight_foreground(sums, self.alpha)
+        elif self._class_weights is not None:
+            if len(self._class_weights) != view.num_classes:
+                raise ValueError(
+                    f"alpha: has {len(self._class_weights)} weights for {view.num_classes} classes"
+                )
+            sums = sums * self._class_weights.to(sums)
+        return view.mean_over_voxels(sums)
+
+
+class SymmetricFocalLoss(SegmentationLoss):
+    r"""Symmetric focal loss: focal loss with foreground weighted against background.
+
+    .. math:: L = \operatorname{mean}(w_t (1 - p_t)^\gamma (-\ln p_t)), \quad
+        w = \delta \text{ (foreground)}, 1 - \delta \text{ (background)}
+
+    Args:
+        delta: Weight of foreground voxels, 0 ≤ δ ≤ 1; > 0.5 penalises false negatives more.
+        gamma: Focusing exponent, γ ≥ 0.
+        **options: regions, ignore_label, batch_dice, ddp; see :class:`SegmentationLoss`.
+
+    Shape:
+        logits (B, C, \*S), target (B, 1, \*S) or (B, \*S), with ``regions=True`` (B, C, \*S);
+        returns a scalar.
+
+    Raises:
+        TypeError, ValueError: An argument is out of range; see also :class:`SegmentationLoss`.
+
+    Example:
+        >>> logits, target = torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4)
+        >>> round(SymmetricFocalLoss(delta=0.7, gamma=1)(logits, target).item(), 4)
+        0.2426
+
+    References:
+        Yeung et al.: Unified Focal loss, Computerized Medical Imaging and Graphics 2022
+        (arXiv:2102.04525), modified focal loss L_mF, with the exponent γ of the authors' code.
+    """
+
+    paper = "Yeung 2021, arXiv:2102.04525"
+    when = "Imbalance in both ways: rare foreground and many easy voxels."
+
+    def __init__(
+        self, *, delta: float = 0.7, gamma: float = 2, **options: Unpack[Options]
+    ) -> None:
+        super().__init__(**options)
+        self.delta = check_number("delta", delta, maximum=1)
+        self.gamma = check_number("gamma", gamma)
+
+    def evaluate(self, view: View) -> Tensor:
+        """Mean of w_t · (1 − p_t)^γ · CE."""
+        return view.mean_over_voxels(_weight_foreground(view.focal_sums(self.gamma), self.delta))
+
+
+class AsymmetricFocalLoss(SegmentationLoss):
+    r"""Asymmetric focal loss: only background voxels are faded out.
+
+    .. math:: L = \operatorname{mean}\begin{cases}
+        \delta \, (-\ln p_t) & \text{foreground} \\
+        (1 - \delta) (1 - p_t)^\gamma (-\ln p_t) & \text{background} \end{cases}
+
+    Args:
+        delta: Weight of foreground voxels, 0 ≤ δ ≤ 1; > 0.5 penalises false negatives more.
+        gamma: Focusing exponent of the background, γ ≥ 0.
+        **options: regions, ignore_label, batch_dice, ddp; see :class:`SegmentationLoss`.
+
+    Shape:
+        logits (B, C, \*S), target (B, 1, \*S) or (B, \*S), with ``regions=True`` (B, C, \*S);
+        returns a scalar.
+
+    Raises:
+        TypeError, ValueError: An argument is out of range; see also :class:`SegmentationLoss`.
+
+    Example:
+        >>> logits, target = torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4)
+        >>> round(AsymmetricFocalLoss(delta=0.7, gamma=1)(logits, target).item(), 4)
+        0.4852
+
+    References:
+        Yeung et al.: Unified Focal loss, Computerized Medical Imaging and Graphics 2022
+        (arXiv:2102.04525), modified asymmetric focal loss L_maF; with several classes, every one but
+        the background is a rare class.
+    """
+
+    paper = "Yeung 2021, arXiv:2102.04525"
+    when = "Rare foreground that must keep its full gradient while easy background fades."
+
+    def __init__(
+        self, *, delta: float = 0.7, gamma: float = 2, **options: Unpack[Options]
+    ) -> None:
+        super().__init__(**options)
+        self.delta = check_number("delta", delta, maximum=1)
+        self.gamma = check_number("gamma", gamma)
+
+    def evaluate(self, view: View) -> Tensor:
+        """Mean of δ · CE on the foreground and (1 − δ) · (1 − p_t)^γ · CE on the background."""
+        background = view.focal_sums(self.gamma)[..., :1]
+        foreground = view.cross_entropy_sums()[..., 1:]
+        sums = torch.cat([background, foreground], dim=-1)
+        return view.mean_over_voxels(_weight_foreground(sums, self.delta))
+
+
+def _weight_foreground(sums: Tensor, weight: float) -> Tensor:
+    """Weight of the foreground classes' sums, 1 − weight of the background's."""
+    return torch.cat([(1 - weight) * sums[..., :1], weight * sums[..., 1:]], dim=-1)

@@ -1,0 +1,346 @@
+"""Losses of overlap: Dice, Tversky and their focal relatives.
+
+They are one score with other constants. With soft counts TP, FP, FN the Tversky index is
+TI = (TP + s) / (TP + α·FP + β·FN + s), and what a loss needs is its complement
+
+    1 − TI = (α·FP + β·FN) / (TP + α·FP + β·FN + s),
+
+written so because the difference would round a small error away.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from nnunet_unifiedloss.losses.base import (
+    Options,
+    SegmentationLoss,
+    check_flag,
+    check_number,
+)
+from nnunet_unifiedloss.losses.view import Counts, View
+
+
+def tversky_complement(
+    counts: Counts, *, alpha: float, beta: float, smooth: float, include_background: bool
+) -> Tensor:
+    """1 − Tversky index of each sample, group and class in use.
+
+    Args:
+        counts: Soft counts, (B, G, K).
+        alpha: Weight of false positives.
+        beta: Weight of false negatives.
+        smooth: Added to numerator and denominator of the index.
+        include_background: Use class 0 too.
+
+    Returns:
+        (B, G, K), or (B, G, K − 1) without background; 0 where there is nothing to find and
+        nothing was found.
+    """
+    errors = alpha * counts.false_positives + beta * counts.false_negatives
+    total = counts.true_positives + errors + smooth
+    complement = errors / total.clamp_min(torch.finfo(total.dtype).tiny)
+    return complement if include_background else complement[..., 1:]
+
+
+def power(base: Tensor, exponent: float) -> Tensor:
+    """base^exponent for base ≥ 0, with slope 0 instead of ∞ at 0 for exponents below 1.
+
+    There the base's own slope with respect to the logits is 0 as well, and 0 · ∞ would be NaN.
+    """
+    if exponent == 1:
+        return base
+    positive = base >= torch.finfo(base.dtype).tiny
+    return torch.where(positive, torch.where(positive, base, 1).pow(exponent), 0)
+
+
+class TverskyLoss(SegmentationLoss):
+    r"""Tversky loss: Dice with false positives and false negatives weighted.
+
+    .. math:: L = 1 - \operatorname{mean}_c \mathrm{TI}_c, \quad
+        \mathrm{TI} = \frac{TP + s}{TP + \alpha FP + \beta FN + s}
+
+    Args:
+        alpha: Weight of false positives, α ≥ 0.
+        beta: Weight of false negatives, β ≥ 0; β > α favours sensitivity. Some papers and
+            libraries swap the two.
+        smooth: s ≥ 0.
+        include_background: Use the background class too.
+        **options: regions, ignore_label, batch_dice, ddp; see :class:`SegmentationLoss`.
+
+    Shape:
+        logits (B, C, \*S), target (B, 1, \*S) or (B, \*S), with ``regions=True`` (B, C, \*S);
+        returns a scalar.
+
+    Raises:
+        TypeError, ValueError: An argument is out of range, or α = β = 0; see also
+            :class:`SegmentationLoss`.
+
+    Example:
+        >>> logits, target = torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4)
+        >>> round(TverskyLoss(alpha=0.3, beta=0.7)(logits, target).item(), 4)
+        0.4118
+
+    References:
+        Salehi et al.: Tversky loss function for image segmentation using 3D fully convolutional
+        deep networks, MLMI 2017 (arXiv:1706.05721), the Tversky loss.
+    """
+
+    paper = "Salehi 2017, arXiv:1706.05721"
+    when = "Small lesions are missed: trade precision for sensitivity."
+
+    def __init__(
+        self,
+        *,
+        alpha: float = 0.3,
+        beta: float = 0.7,
+        smooth: float = 1e-5,
+        include_background: bool = False,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(**options)
+        self.alpha = check_number("alpha", alpha)
+        self.beta = check_number("beta", beta)
+        if alpha == beta == 0:
+            raise ValueError("alpha, beta: one of them must be > 0, got 0 and 0")
+        self.smooth = check_number("smooth", smooth)
+        self.include_background = check_flag("include_background", include_background)
+
+    def evaluate(self, view: View) -> Tensor:
+        """1 − mean_c TI."""
+        return view.mean_over_classes(self.complement(view))
+
+    def complement(self, view: View) -> Tensor:
+        """1 − TI of each sample, group and class in use."""
+        return tversky_complement(
+            view.counts,
+            alpha=self.alpha,
+            beta=self.beta,
+            smooth=self.smooth,
+            include_background=self.include_background,
+        )
+
+
+class DiceLoss(SegmentationLoss):
+    r"""Dice loss.
+
+    .. math:: L = 1 - \operatorname{mean}_c \frac{2 TP + s}{2 TP + FP + FN + s}
+
+    Args:
+        smooth: s ≥ 0.
+        include_background: Use the background class too.
+        **options: regions, ignore_label, batch_dice, ddp; see :class:`SegmentationLoss`.
+
+    Shape:
+        logits (B, C, \*S), target (B, 1, \*S) or (B, \*S), with ``regions=True`` (B, C, \*S);
+        returns a scalar.
+
+    Raises:
+        TypeError, ValueError: An argument is out of range; see also :class:`SegmentationLoss`.
+
+    Example:
+        >>> logits, target = torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4)
+        >>> round(DiceLoss()(logits, target).item(), 4)
+        0.3333
+
+    References:
+        Milletari et al.: V-Net, 3DV 2016 (arXiv:1606.04797), section 3, with the linear
+        denominator of Drozdzal et al.: The importance of skip connections in biomedical image
+        segmentation, 2016 (arXiv:1608.04117).
+    """
+
+    paper = "Milletari 2016, arXiv:1606.04797; Drozdzal 2016, arXiv:1608.04117"
+    when = "The metric itself; noisy alone, better in a compound."
+
+    def __init__(
+        self,
+        *,
+        smooth: float = 1e-5,
+        include_background: bool = False,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(**options)
+        self.smooth = check_number("smooth", smooth)
+        self.include_background = check_flag("include_background", include_background)
+
+    def evaluate(self, view: View) -> Tensor:
+        """1 − mean_c Dice; Dice is the Tversky index with α = β = ½, all of it halved."""
+        return view.mean_over_classes(
+            tversky_complement(
+                view.counts,
+                alpha=0.5,
+                beta=0.5,
+                smooth=self.smooth / 2,
+                include_background=self.include_background,
+            )
+        )
+
+
+class FocalTverskyLoss(TverskyLoss):
+    r"""Focal Tversky loss: classes with a poor Tversky index count more.
+
+    .. math:: L = \operatorname{mean}_c (1 - \mathrm{TI}_c)^\gamma
+
+    Args:
+        alpha: Weight of false positives, α ≥ 0.
+        beta: Weight of false negatives, β ≥ 0.
+        gamma: Exponent, γ > 0; below 1 it raises the slope where the index is already good. The
+            paper writes it 1/γ.
+        smooth: s ≥ 0.
+        include_background: Use the background class too.
+        **options: regions, ignore_label, batch_dice, ddp; see :class:`SegmentationLoss`.
+
+    Shape:
+        logits (B, C, \*S), target (B, 1, \*S) or (B, \*S), with ``regions=True`` (B, C, \*S);
+        returns a scalar.
+
+    Raises:
+        TypeError, ValueError: An argument is out of range, or α = β = 0; see also
+            :class:`SegmentationLoss`.
+
+    Example:
+        >>> logits, target = torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4)
+        >>> round(FocalTverskyLoss(gamma=0.75)(logits, target).item(), 4)
+        0.514
+
+    References:
+        Abraham, Khan: A novel focal Tversky loss function with improved attention U-Net for lesion
+        segmentation, ISBI 2019 (arXiv:1810.07842), the focal Tversky loss.
+    """
+
+    paper = "Abraham 2018, arXiv:1810.07842"
+    when = "Small lesions beside large ones: hard classes keep their weight."
+
+    def __init__(
+        self,
+        *,
+        alpha: float = 0.3,
+        beta: float = 0.7,
+        gamma: float = 0.75,
+        smooth: float = 1e-5,
+        include_background: bool = False,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(
+            alpha=alpha,
+            beta=beta,
+            smooth=smooth,
+            include_background=include_background,
+            **options,
+        )
+        self.gamma = check_number("gamma", gamma, above=True)
+
+    def evaluate(self, view: View) -> Tensor:
+        """Mean of (1 − TI)^γ."""
+        return view.mean_over_classes(power(self.complement(view), self.gamma))
+
+
+class SymmetricFocalTverskyLoss(SegmentationLoss):
+    r"""Symmetric focal Tversky loss.
+
+    .. math:: L = \operatorname{mean}_c (1 - \mathrm{TI}_c)^{1 - \gamma}, \quad
+        \mathrm{TI} = \frac{TP + s}{TP + (1 - \delta) FP + \delta FN + s}
+
+    Args:
+        delta: Weight of false negatives against false positives, 0 ≤ δ ≤ 1.
+        gamma: Focusing, 0 ≤ γ < 1; 0 is the Tversky loss.
+        smooth: s ≥ 0.
+        include_background: Use the background class too.
+        **options: regions, ignore_label, batch_dice, ddp; see :class:`SegmentationLoss`.
+
+    Shape:
+        logits (B, C, \*S), target (B, 1, \*S) or (B, \*S), with ``regions=True`` (B, C, \*S);
+        returns a scalar.
+
+    Raises:
+        TypeError, ValueError: An argument is out of range; see also :class:`SegmentationLoss`.
+
+    Example:
+        >>> logits, target = torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4)
+        >>> round(SymmetricFocalTverskyLoss(delta=0.7, gamma=0)(logits, target).item(), 4)
+        0.7059
+
+    References:
+        Yeung et al.: Unified Focal loss, Computerized Medical Imaging and Graphics 2022
+        (arXiv:2102.04525), modified focal Tversky loss L_mFT, with the exponent 1 − γ of the
+        authors' code.
+    """
+
+    paper = "Yeung 2021, arXiv:2102.04525"
+    when = "As FocalTversky, with one balance δ and the background included."
+
+    def __init__(
+        self,
+        *,
+        delta: float = 0.7,
+        gamma: float = 0.75,
+        smooth: float = 1e-7,
+        include_background: bool = True,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(**options)
+        self.delta = check_number("delta", delta, maximum=1)
+        self.gamma = check_number("gamma", gamma, maximum=1, below=True)
+        self.smooth = check_number("smooth", smooth)
+        self.include_background = check_flag("include_background", include_background)
+
+    def evaluate(self, view: View) -> Tensor:
+        """Mean of (1 − TI)^(1 − γ)."""
+        return view.mean_over_classes(self.focus(self.complement(view)))
+
+    def complement(self, view: View) -> Tensor:
+        """1 − TI of each sample, group and class in use."""
+        return tversky_complement(
+            view.counts,
+            alpha=1 - self.delta,
+            beta=self.delta,
+            smooth=self.smooth,
+            include_background=self.include_background,
+        )
+
+    def focus(self, complement: Tensor) -> Tensor:
+        """(1 − TI)^(1 − γ)."""
+        return power(complement, 1 - self.gamma)
+
+
+class AsymmetricFocalTverskyLoss(SymmetricFocalTverskyLoss):
+    r"""Asymmetric focal Tversky loss: only foreground classes are focused.
+
+    .. math:: L = \operatorname{mean}_c \begin{cases}
+        1 - \mathrm{TI}_c & \text{background} \\
+        (1 - \mathrm{TI}_c)^{1 - \gamma} & \text{foreground} \end{cases}, \quad
+        \mathrm{TI} = \frac{TP + s}{TP + (1 - \delta) FP + \delta FN + s}
+
+    Args:
+        delta: Weight of false negatives against false positives, 0 ≤ δ ≤ 1.
+        gamma: Focusing of the foreground, 0 ≤ γ < 1; 0 is the Tversky loss.
+        smooth: s ≥ 0.
+        include_background: Use the background class too.
+        **options: regions, ignore_label, batch_dice, ddp; see :class:`SegmentationLoss`.
+
+    Shape:
+        logits (B, C, \*S), target (B, 1, \*S) or (B, \*S), with ``regions=True`` (B, C, \*S);
+        returns a scalar.
+
+    Raises:
+        TypeError, ValueError: An argument is out of range; see also :class:`SegmentationLoss`.
+
+    Example:
+        >>> logits, target = torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4)
+        >>> round(AsymmetricFocalTverskyLoss(delta=0.7, gamma=0.5)(logits, target).item(), 4)
+        0.8208
+
+    References:
+        Yeung et al.: Unified Focal loss, Computerized Medical Imaging and Graphics 2022
+        (arXiv:2102.04525), modified asymmetric focal Tversky loss L_maFT.
+    """
+
+    when = "Rare foreground: only its classes are focused."
+
+    def focus(self, complement: Tensor) -> Tensor:
+        """(1 − TI)^(1 − γ) for foreground classes, 1 − TI for the background."""
+        background = int(self.include_background)
+        foreground = super().focus(complement[..., background:])
+        return torch.cat([complement[..., :background], foreground], dim=-1)

@@ -1,0 +1,310 @@
+"""The grammar of trainer names: a trainer's name is its configuration.
+
+``nnUNetTrainer<Loss>[_<parameter><value>]…[_<Base>][_lr<value>][_<N>epochs][_<N>iters]``
+
+nnU-Net finds results folders by the typed name, so a configuration has one spelling: the parts in
+this order, parameters in the constructor's order and only where they differ from the default,
+numbers in their shortest form.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import inspect
+import pkgutil
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from nnunet_unifiedloss.losses import SegmentationLoss
+
+PREFIX = "nnUNetTrainer"
+_NUMBER = r"\d+(?:\.\d+)?(?:e[+-]?\d+)?"
+_LIST = re.compile(rf"{_NUMBER}(?:-{_NUMBER})+", re.IGNORECASE)
+_SCHEDULE = re.compile(r"(\d+)(epochs|iters)")
+
+
+class TrainerNameError(ValueError):
+    """A trainer name that is ours but breaks the grammar; the message says what is right."""
+
+
+@dataclass(frozen=True)
+class TrainerEntry:
+    """One trainer of the catalogue.
+
+    Attributes:
+        trainer: Name of the trainer.
+        loss: Name of the loss class.
+        parameters: Hyperparameters with their defaults.
+        paper: Where the loss comes from.
+        when: One line on when to use it.
+    """
+
+    trainer: str
+    loss: str
+    parameters: dict[str, Any]
+    paper: str
+    when: str
+
+
+@dataclass(frozen=True)
+class TrainerName:
+    """The parts of a trainer name.
+
+    Attributes:
+        loss: The loss class.
+        parameters: Hyperparameters of the loss that differ from the default.
+        base: Suffix of one of nnU-Net's own trainer variants, or None.
+        learning_rate: nnU-Net's ``initial_lr``, or None for that of the base.
+        epochs: Number of epochs, or None for that of the base.
+        iterations: Training iterations per epoch, or None for that of the base.
+    """
+
+    loss: type[SegmentationLoss]
+    parameters: dict[str, Any] = field(default_factory=dict)
+    base: str | None = None
+    learning_rate: float | None = None
+    epochs: int | None = None
+    iterations: int | None = None
+
+    def __str__(self) -> str:
+        defaults = self.loss.defaults()
+        parts = [PREFIX + self.loss.__name__.removesuffix("Loss")]
+        parts += [
+            camel_case(name) + format_value(self.parameters[name])
+            for name in defaults
+            if name in self.parameters and self.parameters[name] != defaults[name]
+        ]
+        parts += [] if self.base is None else [self.base]
+        parts += [] if self.learning_rate is None else [f"lr{format_value(self.learning_rate)}"]
+        parts += [] if self.epochs is None else [f"{self.epochs}epochs"]
+        parts += [] if self.iterations is None else [f"{self.iterations}iters"]
+        return "_".join(parts)
+
+
+def catalogue() -> list[TrainerEntry]:
+    """Every trainer with the default parameters of its loss, sorted by name.
+
+    Example:
+        >>> [entry.parameters for entry in catalogue() if entry.loss == "FocalLoss"]
+        [{'gamma': 2, 'alpha': None}]
+    """
+    return [
+        TrainerEntry(PREFIX + name.removesuffix("Loss"), name, cls.defaults(), cls.paper, cls.when)
+        for name, cls in sorted(SegmentationLoss.registry.items())
+    ]
+
+
+def loss_of(name: str) -> type[SegmentationLoss] | None:
+    """The loss that a trainer name is about, or None where the name is not ours.
+
+    Example:
+        >>> loss_of("nnUNetTrainerDice_smooth1").__name__
+        'DiceLoss'
+        >>> loss_of("nnUNetTrainerDA5") is None
+        True
+    """
+    stem = name.partition("_")[0]
+    if not stem.startswith(PREFIX):
+        return None
+    return SegmentationLoss.registry.get(stem.removeprefix(PREFIX) + "Loss")
+
+
+def parse(name: str) -> TrainerName:
+    """Read a trainer name.
+
+    Args:
+        name: A name of the grammar.
+
+    Returns:
+        Its parts; ``str()`` of them is the name.
+
+    Raises:
+        TrainerNameError: A part is unknown, repeated, out of range or spelt differently; the
+            message names the part, what is possible, and the right spelling where there is one.
+
+    Example:
+        >>> parse("nnUNetTrainerUnifiedFocal_delta0.7_250epochs").parameters
+        {'delta': 0.7}
+        >>> parse("nnUNetTrainerUnifiedFocal_gamma0.3_delta0.70")
+        Traceback (most recent call last):
+            ...
+        nnunet_unifiedloss.naming.TrainerNameError: nnUNetTrainerUnifiedFocal_gamma0.3_delta0.70: \
+another spelling of nnUNetTrainerUnifiedFocal_delta0.7_gamma0.3; nnU-Net finds results by the \
+typed name, so use that one
+    """
+    loss = loss_of(name)
+    if loss is None:
+        known = [entry.trainer for entry in catalogue()]
+        close = difflib.get_close_matches(name.partition("_")[0], known, n=3) or known
+        raise TrainerNameError(f"{name}: not a trainer of ours; possible: {', '.join(close)}")
+    parsed = TrainerName(loss, **_read_parts(name, loss))
+    try:
+        loss(**parsed.parameters)
+    except (TypeError, ValueError) as error:
+        raise TrainerNameError(f"{name}: {error}") from error
+    if str(parsed) != name:
+        raise TrainerNameError(
+            f"{name}: another spelling of {parsed}; nnU-Net finds results by the typed name, so "
+            f"use that one"
+        )
+    return parsed
+
+
+def _read_parts(name: str, loss: type[SegmentationLoss]) -> dict[str, Any]:
+    """The arguments of TrainerName that the parts of a name give, in whatever order."""
+    found: dict[str, Any] = {}
+    parameters: dict[str, Any] = {}
+    rest = name.partition("_")[2] if "_" in name else None
+    while rest is not None:
+        part, key, value, remaining = _read_part(name, rest, loss)
+        target = parameters if key in loss.defaults() else found
+        if key in target:
+            raise TrainerNameError(f"{name}: part '{part}' repeats what an earlier part has set")
+        target[key] = value
+        rest = remaining
+    return {**found, "parameters": parameters}
+
+
+def _read_part(
+    name: str, rest: str, loss: type[SegmentationLoss]
+) -> tuple[str, str, Any, str | None]:
+    """Read the first part of the rest of a name: (part, what it sets, value, what remains)."""
+    part, separator, remaining = rest.partition("_")
+    after = remaining if separator else None
+    schedule = _SCHEDULE.fullmatch(part)
+    if schedule:
+        number, unit = int(schedule[1]), schedule[2]
+        if number < 1:
+            raise TrainerNameError(f"{name}: part '{part}': must be at least 1")
+        return part, "epochs" if unit == "epochs" else "iterations", number, after
+    for parameter, default in sorted(loss.defaults().items(), key=lambda item: -len(item[0])):
+        if part.startswith(camel_case(parameter)):
+            text = part.removeprefix(camel_case(parameter))
+            value = _read_value(text, default)
+            if value is not None:
+                return part, parameter, value, after
+    if part.startswith("lr") and (value := _read_value(part.removeprefix("lr"), 0.0)) is not None:
+        if not 0 < value < float("inf"):
+            raise TrainerNameError(f"{name}: part '{part}': the learning rate must be > 0")
+        return part, "learning_rate", value, after
+    base = _read_base(name, rest)
+    if base is None:
+        raise TrainerNameError(f"{name}: unknown part '{part}'; {_possible_parts(part, loss)}")
+    return base, "base", base, rest[len(base) + 1 :] or None
+
+
+def _read_base(name: str, rest: str) -> str | None:
+    """The longest suffix of one of nnU-Net's own trainer variants that the rest begins with."""
+    for suffix, variant in sorted(host_variants().items(), key=lambda item: -len(item[0])):
+        if rest == suffix or rest.startswith(suffix + "_"):
+            if sets_its_own_loss(variant):
+                raise TrainerNameError(
+                    f"{name}: part '{suffix}': {variant.__name__} sets a loss of its own, which "
+                    f"{name.partition('_')[0]} would replace; train it by its own name"
+                )
+            return suffix
+    return None
+
+
+def _possible_parts(part: str, loss: type[SegmentationLoss]) -> str:
+    parameters = [camel_case(parameter) for parameter in loss.defaults()]
+    bases = sorted(suffix for suffix, cls in host_variants().items() if not sets_its_own_loss(cls))
+    letters = re.sub(r"[\d.-].*", "", part)
+    close = difflib.get_close_matches(letters, [*parameters, *bases, "lr", "epochs", "iters"], n=1)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    values = ", ".join(f"{parameter}<value>" for parameter in parameters)
+    return (
+        f"{hint}Possible: {values + ', ' if values else ''}one of nnU-Net's own variants "
+        f"({', '.join(bases)}), lr<value>, <N>epochs, <N>iters"
+    )
+
+
+def camel_case(parameter: str) -> str:
+    """The spelling of a constructor argument in a trainer name.
+
+    Example:
+        >>> camel_case("weight_dice")
+        'weightDice'
+    """
+    first, *others = parameter.split("_")
+    return first + "".join(word.capitalize() for word in others)
+
+
+def format_value(value: Any) -> str:  # noqa: ANN401 (whatever a constructor takes)
+    """The shortest spelling of a value; a bool is 1 or 0, the items of a list are joined by ``-``.
+
+    Example:
+        >>> format_value(0.70), format_value(20.0), format_value(1e-05), format_value((0.1, 1, 4))
+        ('0.7', '20', '1e-5', '0.1-1-4')
+    """
+    if isinstance(value, (tuple, list)):
+        return "-".join(format_value(item) for item in value)
+    if float(value).is_integer() and abs(value) < 1e16:
+        return str(int(value))
+    return re.sub(r"e([+-])0*", lambda m: "e" + m[1].replace("+", ""), repr(float(value)))
+
+
+def _read_value(text: str, default: Any) -> Any:  # noqa: ANN401
+    """The value that a text spells, or None where it spells none."""
+    if _LIST.fullmatch(text):
+        return tuple(_read_number(item) for item in re.findall(_NUMBER, text, re.IGNORECASE))
+    try:
+        value = _read_number(text)
+    except ValueError:
+        return None
+    return bool(value) if isinstance(default, bool) and value in (0, 1) else value
+
+
+def _read_number(text: str) -> float:
+    value = float(text)
+    return int(value) if value.is_integer() else value
+
+
+@functools.cache
+def host_variants() -> dict[str, type]:
+    """nnU-Net's own trainer variants by suffix: ``nnUNetTrainer[_]<suffix>``.
+
+    Left out are those that only set a number of epochs, alone (``5epochs``) or beside another
+    variant (``DA5_10epochs``): the grammar has a part of its own for it.
+    """
+    import nnunetv2.training.nnUNetTrainer as package
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    variants: dict[str, type] = {}
+    for module in _modules(package):
+        for name, cls in inspect.getmembers(module, inspect.isclass):
+            is_variant = issubclass(cls, nnUNetTrainer) and cls.__module__ == module.__name__
+            if is_variant and name.startswith(PREFIX) and name != PREFIX:
+                variants[name.removeprefix(PREFIX).removeprefix("_")] = cls
+    without_epochs = {
+        suffix: re.sub(r"(^|_)\d+epochs?(?=_|$)", "", suffix).removeprefix("_")
+        for suffix in variants
+    }
+    return {
+        suffix: cls
+        for suffix, cls in variants.items()
+        if without_epochs[suffix] == suffix or without_epochs[suffix] not in {"", *variants}
+    }
+
+
+def _modules(package: Any) -> list[Any]:  # noqa: ANN401
+    """The modules below a package that can be imported; some need optional dependencies."""
+    modules = []
+    for info in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        if info.ispkg:
+            continue
+        try:
+            modules.append(importlib.import_module(info.name))
+        except ImportError:
+            continue
+    return modules
+
+
+def sets_its_own_loss(variant: type) -> bool:
+    """Whether a trainer variant builds another loss than nnUNetTrainer does."""
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    return bool(variant._build_loss is not nnUNetTrainer._build_loss)  # type: ignore[attr-defined]
