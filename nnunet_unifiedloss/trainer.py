@@ -6,7 +6,7 @@ Everything else, deep supervision and its weights included, stays nnU-Net's own.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
@@ -33,6 +33,8 @@ class LossTrainer(nnUNetTrainer):
     set_learning_rate: ClassVar[float | None] = None
     set_epochs: ClassVar[int | None] = None
     set_iterations: ClassVar[int | None] = None
+
+    num_val_iterations_per_epoch: int  # set by nnU-Net's constructor
 
     def initialize(self) -> None:
         """Set learning rate and schedule, then initialize as nnU-Net does.
@@ -67,7 +69,7 @@ class LossTrainer(nnUNetTrainer):
         host_loss = super()._build_loss()
         if isinstance(host_loss, DeepSupervisionWrapper):
             host_loss.loss = self.recorded_loss
-            return host_loss
+            return cast(nn.Module, host_loss)
         return self.recorded_loss
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:

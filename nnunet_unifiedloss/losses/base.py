@@ -178,8 +178,6 @@ class CompoundLoss(SegmentationLoss):
 
     def combine(self, **weighted: tuple[float, SegmentationLoss]) -> None:
         """Set the summands: name → (weight, loss). A summand with weight 0 is left out."""
-        if not any(weight for weight, _ in weighted.values()):
-            raise ValueError("the weights of all terms are 0: at least one must be positive")
         self.weights = {name: weight for name, (weight, _) in weighted.items() if weight}
         self.parts = nn.ModuleDict({name: weighted[name][1] for name in self.weights})
 
@@ -227,7 +225,9 @@ def check_number(
     fits = minimum <= value <= maximum and math.isfinite(value)
     if not fits or (above and value == minimum) or (below and value == maximum):
         upper = f" and {'<' if below else '<='} {maximum:g}" if math.isfinite(maximum) else ""
-        raise ValueError(f"{name}: must be {'>' if above else '>='} {minimum:g}{upper}, got {value!r}")
+        raise ValueError(
+            f"{name}: must be {'>' if above else '>='} {minimum:g}{upper}, got {value!r}"
+        )
     return value
 
 

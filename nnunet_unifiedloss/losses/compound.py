@@ -267,6 +267,8 @@ class DiceCrossEntropyLoss(CompoundLoss):
         super().__init__(**options)
         self.weight_dice = check_number("weight_dice", weight_dice)
         self.weight_ce = check_number("weight_ce", weight_ce)
+        if weight_dice == weight_ce == 0:
+            raise ValueError("weight_dice, weight_ce: one of them must be > 0, got 0 and 0")
         self.smooth = check_number("smooth", smooth)
         self.include_background = check_flag("include_background", include_background)
         dice = DiceLoss(smooth=smooth, include_background=include_background, **options)

@@ -33,7 +33,7 @@ class _SumOverRanks(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]  # noqa: ANN401
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # noqa: ANN401
         total = grad.clone()
         distributed.all_reduce(total)
         return total

@@ -146,9 +146,7 @@ class SymmetricFocalLoss(SegmentationLoss):
     paper = "Yeung 2021, arXiv:2102.04525"
     when = "Imbalance in both ways: rare foreground and many easy voxels."
 
-    def __init__(
-        self, *, delta: float = 0.7, gamma: float = 2, **options: Unpack[Options]
-    ) -> None:
+    def __init__(self, *, delta: float = 0.7, gamma: float = 2, **options: Unpack[Options]) -> None:
         super().__init__(**options)
         self.delta = check_number("delta", delta, maximum=1)
         self.gamma = check_number("gamma", gamma)
@@ -184,16 +182,14 @@ class AsymmetricFocalLoss(SegmentationLoss):
 
     References:
         Yeung et al.: Unified Focal loss, Computerized Medical Imaging and Graphics 2022
-        (arXiv:2102.04525), modified asymmetric focal loss L_maF; with several classes, every one but
-        the background is a rare class.
+        (arXiv:2102.04525), modified asymmetric focal loss L_maF; with several classes, every one
+        but the background is a rare class.
     """
 
     paper = "Yeung 2021, arXiv:2102.04525"
     when = "Rare foreground that must keep its full gradient while easy background fades."
 
-    def __init__(
-        self, *, delta: float = 0.7, gamma: float = 2, **options: Unpack[Options]
-    ) -> None:
+    def __init__(self, *, delta: float = 0.7, gamma: float = 2, **options: Unpack[Options]) -> None:
         super().__init__(**options)
         self.delta = check_number("delta", delta, maximum=1)
         self.gamma = check_number("gamma", gamma)

@@ -41,7 +41,9 @@ def tversky_complement(
     """
     errors = alpha * counts.false_positives + beta * counts.false_negatives
     total = counts.true_positives + errors + smooth
-    complement = errors / total.clamp_min(torch.finfo(total.dtype).tiny)
+    # the root of the smallest float: its reciprocal times a gradient does not overflow
+    something = total > torch.finfo(total.dtype).tiny ** 0.5
+    complement = torch.where(something, errors / torch.where(something, total, 1), 0)
     return complement if include_background else complement[..., 1:]
 
 

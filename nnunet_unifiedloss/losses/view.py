@@ -3,9 +3,9 @@
 The softmax or sigmoid is taken once here; so are the soft counts. Each loss is then a short formula
 over small tensors, and the summands of a compound loss share the expensive part.
 
-Axes: ``B`` samples, ``G`` groups, ``K`` classes, ``S`` the two or three spatial axes. A group is one
-classification problem: labels mode has a single group of ``K = C`` classes; regions mode has one
-group of ``K = 2`` classes (background, region) for each region.
+Axes: ``B`` samples, ``G`` groups, ``K`` classes, ``S`` the two or three spatial axes. A group is
+one classification problem: labels mode has a single group of ``K = C`` classes; regions mode has
+one group of ``K = 2`` classes (background, region) for each region.
 
 An ignored voxel is represented as a perfectly predicted one (1 − p_t = 0 and ln p_t = 0, with zero
 gradient), so it adds nothing to any sum of errors; only where voxels are counted it is masked out.
@@ -253,7 +253,7 @@ class _SoftmaxSplit(torch.autograd.Function):
         return log_p_t, error, others
 
     @staticmethod
-    def backward(  # type: ignore[override]
+    def backward(
         ctx: Any,  # noqa: ANN401
         grad_log_p_t: Tensor | None,
         grad_error: Tensor | None,
@@ -295,7 +295,7 @@ class _FocalTerm(torch.autograd.Function):
         return error.pow(gamma).mul_(log_p_t).neg_()
 
     @staticmethod
-    def backward(  # type: ignore[override]
+    def backward(
         ctx: Any,  # noqa: ANN401
         grad: Tensor,
     ) -> tuple[Tensor, None, None]:
