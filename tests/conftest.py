@@ -10,7 +10,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the tensors are small: threads would only wait for each other
 
 
 @pytest.fixture(scope="session")

@@ -46,7 +46,7 @@ class CrossEntropyLoss(SegmentationLoss):
 
     def evaluate(self, view: View) -> Tensor:
         """Mean CE."""
-        return view.mean_over_voxels(view.cross_entropy_sums())
+        return view.mean_over_voxels(view.cross_entropy)
 
 
 class FocalLoss(SegmentationLoss):
@@ -103,16 +103,16 @@ class FocalLoss(SegmentationLoss):
 
     def evaluate(self, view: View) -> Tensor:
         """Mean of α_t · (1 − p_t)^γ · CE."""
-        sums = view.focal_sums(self.gamma)
+        focal = view.focal(self.gamma)
         if isinstance(self.alpha, (int, float)):
-            sums = _weight_foreground(sums, self.alpha)
+            focal = focal * _foreground_weight(view, self.alpha)
         elif self._class_weights is not None:
             if len(self._class_weights) != view.num_classes:
                 raise ValueError(
                     f"alpha: has {len(self._class_weights)} weights for {view.num_classes} classes"
                 )
-            sums = sums * self._class_weights.to(sums)
-        return view.mean_over_voxels(sums)
+            focal = focal * self._class_weights.to(focal)[view.label]
+        return view.mean_over_voxels(focal)
 
 
 class SymmetricFocalLoss(SegmentationLoss):
@@ -153,7 +153,7 @@ class SymmetricFocalLoss(SegmentationLoss):
 
     def evaluate(self, view: View) -> Tensor:
         """Mean of w_t · (1 − p_t)^γ · CE."""
-        return view.mean_over_voxels(_weight_foreground(view.focal_sums(self.gamma), self.delta))
+        return view.mean_over_voxels(view.focal(self.gamma) * _foreground_weight(view, self.delta))
 
 
 class AsymmetricFocalLoss(SegmentationLoss):
@@ -196,12 +196,13 @@ class AsymmetricFocalLoss(SegmentationLoss):
 
     def evaluate(self, view: View) -> Tensor:
         """Mean of δ · CE on the foreground and (1 − δ) · (1 − p_t)^γ · CE on the background."""
-        background = view.focal_sums(self.gamma)[..., :1]
-        foreground = view.cross_entropy_sums()[..., 1:]
-        sums = torch.cat([background, foreground], dim=-1)
-        return view.mean_over_voxels(_weight_foreground(sums, self.delta))
+        background = view.background * view.focal(self.gamma)
+        foreground = (1 - view.background) * view.cross_entropy
+        return self.delta * view.mean_over_voxels(foreground) + (
+            1 - self.delta
+        ) * view.mean_over_voxels(background)
 
 
-def _weight_foreground(sums: Tensor, weight: float) -> Tensor:
-    """Weight of the foreground classes' sums, 1 − weight of the background's."""
-    return torch.cat([(1 - weight) * sums[..., :1], weight * sums[..., 1:]], dim=-1)
+def _foreground_weight(view: View, weight: float) -> Tensor:
+    """Weight of each voxel: ``weight`` in the foreground, 1 − ``weight`` in the background."""
+    return weight + (1 - 2 * weight) * view.background

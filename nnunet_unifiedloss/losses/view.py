@@ -38,7 +38,6 @@ class View(ABC):
 
     Attributes:
         log_p_t: Logarithm of the probability of each voxel's true class, (B, G, *S).
-        error: 1 − p_t, accurate down to the smallest float, (B, G, *S).
         label: Index of the true class, int64, (B, G, *S); 0 where ignored.
         ignored: True where the voxel does not count, (B, 1, *S), or None.
         num_classes: K.
@@ -48,7 +47,7 @@ class View(ABC):
         self, label: Tensor, ignored: Tensor | None, num_classes: int, batch_dice: bool, ddp: bool
     ) -> None:
         self.log_p_t: Tensor
-        self.error: Tensor
+        self._error: Tensor
         self.label = label
         self.ignored = ignored
         self.num_classes = num_classes
@@ -56,6 +55,7 @@ class View(ABC):
         self.ddp = ddp
         self._voxels: Tensor | None = None
         self._counts: Counts | None = None
+        self._background: Tensor | None = None
 
     @abstractmethod
     def _false_positives(self, false_negatives: Tensor) -> Tensor:
@@ -83,6 +83,12 @@ class View(ABC):
         return self._voxels
 
     @property
+    def error(self) -> Tensor:
+        """1 − p_t, accurate down to the smallest float, (B, G, *S)."""
+        error: Tensor = _Error.apply(self.log_p_t, self._error)
+        return error
+
+    @property
     def counts(self) -> Counts:
         """Soft true positives, false positives and false negatives.
 
@@ -102,19 +108,30 @@ class View(ABC):
             self._counts = Counts(true_positives, false_positives, false_negatives)
         return self._counts
 
-    def cross_entropy_sums(self) -> Tensor:
-        """Σ CE over the voxels of each true class, (B, G, K)."""
-        return self.sum_by_class(-self.log_p_t)
+    @property
+    def background(self) -> Tensor:
+        """1 where the true class is the background, else 0, (B, G, *S)."""
+        if self._background is None:
+            self._background = (self.label == 0).to(self.log_p_t.dtype)
+        return self._background
 
-    def focal_sums(self, gamma: float) -> Tensor:
-        """Σ (1−p_t)^γ · CE over the voxels of each true class, (B, G, K)."""
+    @property
+    def cross_entropy(self) -> Tensor:
+        """CE = −ln p_t, (B, G, *S)."""
+        return -self.log_p_t
+
+    def focal(self, gamma: float) -> Tensor:
+        """(1−p_t)^γ · CE, (B, G, *S)."""
         if gamma == 0:
-            return self.cross_entropy_sums()
-        return self.sum_by_class(_FocalTerm.apply(self.log_p_t, self.error, gamma))
+            return self.cross_entropy
+        term: Tensor = _FocalTerm.apply(self.log_p_t, self._error, gamma)
+        return term
 
-    def mean_over_voxels(self, sums: Tensor) -> Tensor:
-        """Divide the total of ``sums`` by the number of voxels that count."""
-        return self._divide(sums.sum(), self.voxels.sum(), self.ddp)
+    def mean_over_voxels(self, values: Tensor) -> Tensor:
+        """Mean of values (B, G, *S), which must be 0 where ignored, over the voxels that count."""
+        if self.ignored is None and not self.ddp:
+            return values.mean()
+        return self._divide(values.sum(), self.voxels.sum(), self.ddp)
 
     def mean_over_classes(self, values: Tensor) -> Tensor:
         """Mean of values (B, G, classes in use) that :attr:`counts` gave.
@@ -166,7 +183,7 @@ class LabelView(View):
             ignored = label == ignore_label
             label = label.masked_fill(ignored, 0)
         super().__init__(label, ignored, logits.shape[1], batch_dice, ddp)
-        self.log_p_t, self.error, self.others = _softmax_split(logits, label, ignored)
+        self.log_p_t, self._error, self.others = _softmax_split(logits, label, ignored)
 
     def _false_positives(self, false_negatives: Tensor) -> Tensor:
         return self.others.flatten(2).sum(2)[:, None]
@@ -197,7 +214,7 @@ class RegionView(View):
         if ignored is not None:
             margin = margin.masked_fill(ignored, _SATURATED_LOGIT)
         self.log_p_t = functional.logsigmoid(margin)
-        self.error = torch.sigmoid(-margin)
+        self._error = torch.sigmoid(-margin.detach())
 
     def _false_positives(self, false_negatives: Tensor) -> Tensor:
         return false_negatives.flip(2)  # what one of two classes misses, the other one claims
@@ -226,8 +243,9 @@ class _SoftmaxSplit(torch.autograd.Function):
     """(logits, label) → (ln p_t, 1 − p_t, p with the true class's channel set to zero).
 
     Splitting the true class from the others keeps every digit where autograd would subtract nearly
-    equal numbers: 1 − p_t is the sum of the others, and so is the slope of ln p_t. Only one tensor
-    of the logits' size is kept for the backward pass.
+    equal numbers: 1 − p_t is the sum of the others, and so is the slope of ln p_t. The output
+    1 − p_t has no gradient of its own, see :class:`_Error`. Only one tensor of the logits' size is
+    kept for the backward pass.
     """
 
     @staticmethod
@@ -239,16 +257,16 @@ class _SoftmaxSplit(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         others = torch.log_softmax(logits, 1, dtype=_accumulation_dtype(logits))
         log_p_t = others.gather(1, label)
-        others = others.scatter_(1, label, -torch.inf).exp_()
+        others = others.exp_().scatter_(1, label, 0)
         if ignored is not None:
             others = others.masked_fill_(ignored, 0)
         error = others.sum(1, keepdim=True)
-        p_t = 1 - error
-        # ln(1 − error) to full precision: 1 − p_t − error is what the subtraction rounded off
-        log1p = (1 - p_t).sub_(error).div_(p_t).add_(p_t.log())
-        log_p_t = torch.where(error < 0.5, log1p, log_p_t)
+        log_p_t = _sharpen(log_p_t, error)
+        ctx.mark_non_differentiable(error)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(others, log_p_t, error, label)
+        # most tasks have few classes: eight bytes for each label would be a waste
+        few = logits.shape[1] <= 256
+        ctx.save_for_backward(others, error, label.to(torch.uint8) if few else label)
         ctx.dtype = logits.dtype
         return log_p_t, error, others
 
@@ -256,28 +274,49 @@ class _SoftmaxSplit(torch.autograd.Function):
     def backward(
         ctx: Any,  # noqa: ANN401
         grad_log_p_t: Tensor | None,
-        grad_error: Tensor | None,
+        _: None,
         grad_others: Tensor | None,
     ) -> tuple[Tensor, None, None]:
-        others, log_p_t, error, label = ctx.saved_tensors
-        p_t = log_p_t.exp()
-        # the slope with respect to ln p_t, of which the error 1 − p_t is a function
-        slope = torch.zeros_like(p_t) if grad_log_p_t is None else grad_log_p_t
-        if grad_error is not None:
-            slope = torch.addcmul(slope, grad_error, p_t, value=-1)
-        at_true_class = slope * error
+        others, error, label = ctx.saved_tensors
+        slope = torch.zeros_like(error) if grad_log_p_t is None else grad_log_p_t
         if grad_others is None:
             grad = others * -slope
+            at_true_class = error * slope
         else:
+            # with s = Σ p·grad over the others: p·(grad − slope − s) for them, and
+            # (1 − p_t)·(slope + s) − s for the true class
             grad = others * grad_others
             inner = grad.sum(1, keepdim=True)
-            at_true_class.addcmul_(p_t, inner, value=-1)
-            grad.addcmul_(others, inner.add_(slope), value=-1)
-        return grad.scatter_(1, label, at_true_class).to(ctx.dtype), None, None
+            outer = inner + slope
+            grad.addcmul_(others, outer, value=-1)
+            at_true_class = outer.mul_(error).sub_(inner)
+            del inner
+        return grad.scatter_(1, label.long(), at_true_class).to(ctx.dtype), None, None
+
+
+class _Error(torch.autograd.Function):
+    """1 − p_t as a function of ln p_t, given its value."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        log_p_t: Tensor,
+        error: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(log_p_t)
+        return error.view_as(error)
+
+    @staticmethod
+    def backward(
+        ctx: Any,  # noqa: ANN401
+        grad: Tensor,
+    ) -> tuple[Tensor, None]:
+        (log_p_t,) = ctx.saved_tensors
+        return log_p_t.exp().mul_(grad).neg_(), None
 
 
 class _FocalTerm(torch.autograd.Function):
-    """(1−p_t)^γ · CE as a function of ln p_t alone.
+    """(1−p_t)^γ · CE as a function of ln p_t, given 1 − p_t.
 
     Its slope −(1−p_t)^γ · (1 + γ·p_t·CE/(1−p_t)) is finite everywhere, also where γ < 1 gives the
     factor (1−p_t)^γ an infinite slope, because CE/(1−p_t) tends to 1 as p_t does.
@@ -300,6 +339,16 @@ class _FocalTerm(torch.autograd.Function):
         grad: Tensor,
     ) -> tuple[Tensor, None, None]:
         log_p_t, error = ctx.saved_tensors
-        slope = torch.where(error > 0, log_p_t / error, -1.0)
+        slope = log_p_t / error.clamp_min(torch.finfo(error.dtype).tiny)
         slope = slope.mul_(1 - error).mul_(ctx.gamma).sub_(1)
         return slope.mul_(error.pow(ctx.gamma)).mul_(grad), None, None
+
+
+def _sharpen(log_p_t: Tensor, error: Tensor) -> Tensor:
+    """Take ln p_t from the series of ln(1 − error) where the error 1 − p_t is small.
+
+    There the difference of logits has lost its digits. At the threshold ε^¼ the terms left out
+    weigh as much as what rounding takes from the difference.
+    """
+    series = (error / 3).add_(0.5).mul_(error).add_(1).mul_(error).neg_()
+    return torch.where(error < torch.finfo(error.dtype).eps ** 0.25, series, log_p_t)
