@@ -4,10 +4,10 @@
     python benchmarks/loss_cost.py --shape 2 4 96 96 96 --losses UnifiedFocalLoss
     python benchmarks/loss_cost.py --growth             # how time grows with classes and voxels
 
-All losses run in turn, again and again, in one process on the same logits; the table shows the
-median over the rounds of the ratio to the baseline of the same round, so that a machine whose speed
-drifts does not favour anybody. Memory is the peak of what the profiler sees allocated during forward
-and backward, the gradient of the logits included.
+All losses run in turn, again and again, in one process on the same logits. The table shows the
+median over the rounds of the ratio to the baseline of the same round, so that a machine whose
+speed drifts does not favour anybody. Memory is the peak of what the profiler sees allocated during
+forward and backward, the gradient of the logits included.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def measure(
     """Median ratio of time and ratio of memory to the baseline, for each loss."""
     logits, target = make_batch(shape)
     times: dict[str, list[float]] = {name: [] for name in losses}
-    for name, loss in losses.items():
+    for loss in losses.values():
         run_once(loss, logits, target)  # warm up
     for _ in range(rounds):
         for name, loss in losses.items():
@@ -108,7 +108,9 @@ def print_cost(losses: dict[str, LossFunction], rounds: int, shapes: list[tuple[
     header = "".join(f" time {shape} | memory {shape} |" for shape in shapes)
     print(f"| loss |{header}\n| --- |" + " --- | --- |" * len(shapes))
     for name in losses:
-        cells = "".join(f" {time:.2f} | {memory:.2f} |" for time, memory in (r[name] for r in results))
+        cells = "".join(
+            f" {time:.2f} | {memory:.2f} |" for time, memory in (r[name] for r in results)
+        )
         print(f"| {name} |{cells}")
 
 

@@ -8,8 +8,10 @@ SHAPES = {2: (9, 7), 3: (5, 6, 4)}
 IGNORE = 9
 
 
-def make_batch(*, regions=False, ignore=False, dims=2, batch=2, channels=3, dtype=torch.float64, seed=0):
-    """Logits (batch, channels, *S) and a target with imbalanced classes, ignored voxels where asked for."""
+def make_batch(
+    *, regions=False, ignore=False, dims=2, batch=2, channels=3, dtype=torch.float64, seed=0
+):
+    """Logits (batch, channels, *S) and an imbalanced target, with ignored voxels if asked for."""
     generator = torch.Generator().manual_seed(seed)
     space = SHAPES[dims]
     logits = 2 * torch.randn(batch, channels, *space, generator=generator, dtype=torch.float64)
@@ -19,7 +21,9 @@ def make_batch(*, regions=False, ignore=False, dims=2, batch=2, channels=3, dtyp
         target = torch.cat([target, ignored], 1) if ignore else target
     else:
         shares = torch.tensor([0.7] + [0.3 / (channels - 1)] * (channels - 1))
-        draws = torch.multinomial(shares, batch * ignored[0].numel(), replacement=True, generator=generator)
+        draws = torch.multinomial(
+            shares, batch * ignored[0].numel(), replacement=True, generator=generator
+        )
         target = draws.reshape(batch, 1, *space).float()
         target = target.masked_fill(ignored, IGNORE) if ignore else target
     return logits.to(dtype).requires_grad_(), target

@@ -1,7 +1,7 @@
-"""The losses in plain NumPy, written from the papers' formulas; nothing here is shared with the package.
+"""The losses in plain NumPy, written from the papers' formulas; independent of the package.
 
-A *problem* is one classification problem of one sample after ignored voxels were cut out: probabilities (K, V) and
-labels (V,). Labels mode makes one problem per sample, regions mode one per sample and region.
+A *problem* is one classification problem of one sample after ignored voxels were cut out:
+logarithms of probabilities (K, V) and labels (V,). Labels mode makes one problem per sample, regions mode one per sample and region.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def mean_over_groups(function):
         groups = problems(logits, target, regions=regions, ignore_label=ignore_label)
         if not groups[0]:
             return 0.0
-        return float(np.mean([function(group, batch_dice=batch_dice, **parameters) for group in groups]))
+        return float(
+            np.mean([function(group, batch_dice=batch_dice, **parameters) for group in groups])
+        )
 
     return loss
 
@@ -113,40 +115,78 @@ def dice(group, *, batch_dice, smooth=1e-5, include_background=False):
 
 
 @mean_over_groups
-def focal_tversky(group, *, batch_dice, alpha=0.3, beta=0.7, gamma=0.75, smooth=1e-5, include_background=False):
+def focal_tversky(
+    group, *, batch_dice, alpha=0.3, beta=0.7, gamma=0.75, smooth=1e-5, include_background=False
+):
     index = tversky_index(group, batch_dice, alpha, beta, smooth, include_background)
     return ((1 - index) ** gamma).mean()
 
 
 @mean_over_groups
-def symmetric_focal_tversky(group, *, batch_dice, delta=0.7, gamma=0.75, smooth=1e-7, include_background=True):
+def symmetric_focal_tversky(
+    group, *, batch_dice, delta=0.7, gamma=0.75, smooth=1e-7, include_background=True
+):
     index = tversky_index(group, batch_dice, 1 - delta, delta, smooth, include_background)
     return ((1 - index) ** (1 - gamma)).mean()
 
 
 @mean_over_groups
-def asymmetric_focal_tversky(group, *, batch_dice, delta=0.7, gamma=0.75, smooth=1e-7, include_background=True):
+def asymmetric_focal_tversky(
+    group, *, batch_dice, delta=0.7, gamma=0.75, smooth=1e-7, include_background=True
+):
     error = 1 - tversky_index(group, batch_dice, 1 - delta, delta, smooth, True)
     background, foreground = error[:, :1], error[:, 1:] ** (1 - gamma)
     return (np.hstack([background, foreground]) if include_background else foreground).mean()
 
 
 def symmetric_unified_focal(
-    logits, target, *, weight=0.5, delta=0.6, gamma=0.5, smooth=1e-7, include_background=True, **options
+    logits,
+    target,
+    *,
+    weight=0.5,
+    delta=0.6,
+    gamma=0.5,
+    smooth=1e-7,
+    include_background=True,
+    **options,
 ):
     region = symmetric_focal_tversky(
-        logits, target, delta=delta, gamma=gamma, smooth=smooth, include_background=include_background, **options
+        logits,
+        target,
+        delta=delta,
+        gamma=gamma,
+        smooth=smooth,
+        include_background=include_background,
+        **options,
     )
-    return weight * region + (1 - weight) * symmetric_focal(logits, target, delta=delta, gamma=gamma, **options)
+    return weight * region + (1 - weight) * symmetric_focal(
+        logits, target, delta=delta, gamma=gamma, **options
+    )
 
 
 def unified_focal(
-    logits, target, *, weight=0.5, delta=0.6, gamma=0.5, smooth=1e-7, include_background=True, **options
+    logits,
+    target,
+    *,
+    weight=0.5,
+    delta=0.6,
+    gamma=0.5,
+    smooth=1e-7,
+    include_background=True,
+    **options,
 ):
     region = asymmetric_focal_tversky(
-        logits, target, delta=delta, gamma=gamma, smooth=smooth, include_background=include_background, **options
+        logits,
+        target,
+        delta=delta,
+        gamma=gamma,
+        smooth=smooth,
+        include_background=include_background,
+        **options,
     )
-    return weight * region + (1 - weight) * asymmetric_focal(logits, target, delta=delta, gamma=gamma, **options)
+    return weight * region + (1 - weight) * asymmetric_focal(
+        logits, target, delta=delta, gamma=gamma, **options
+    )
 
 
 @mean_over_groups

@@ -35,7 +35,9 @@ class Workspace:
     """
 
     def __init__(self, folder: Path, **environment: str) -> None:
-        self.raw, self.preprocessed, self.results = (folder / name for name in ("raw", "preprocessed", "results"))
+        self.raw, self.preprocessed, self.results = (
+            folder / name for name in ("raw", "preprocessed", "results")
+        )
         for path in (self.raw, self.preprocessed, self.results):
             path.mkdir(parents=True, exist_ok=True)
         self.environment = os.environ | {
@@ -58,12 +60,14 @@ class Workspace:
     def test_images(self) -> Path:
         return self.raw / "Dataset004_Hippocampus" / "imagesTs"
 
-    def fold(self, trainer: str, configuration: str, plans: str = "nnUNetPlans", fold: int | str = 0) -> Path:
+    def fold(
+        self, trainer: str, configuration: str, plans: str = "nnUNetPlans", fold: int | str = 0
+    ) -> Path:
         name = f"{trainer}__{plans}__{configuration}"
         return self.results / "Dataset004_Hippocampus" / name / f"fold_{fold}"
 
     def run(self, *command: str, timeout: float = 900, fails: bool = False) -> str:
-        """Run a command; its output, or an AssertionError with it where the command did not do as expected."""
+        """Run a command that is expected to succeed, or to fail; its output."""
         done = subprocess.run(
             command,
             env=self.environment,
@@ -76,15 +80,41 @@ class Workspace:
         assert (done.returncode != 0) == fails, f"{' '.join(command)}\n{done.stdout[-5000:]}"
         return done.stdout
 
-    def train(self, trainer: str, configuration: str = "2d", *flags: str, fold: int | str = 0, **options) -> str:
-        command = ["nnUNetv2_train", str(DATASET_ID), configuration, str(fold), "-tr", trainer, "-device", "cpu"]
+    def train(
+        self, trainer: str, configuration: str = "2d", *flags: str, fold: int | str = 0, **options
+    ) -> str:
+        command = [
+            "nnUNetv2_train",
+            str(DATASET_ID),
+            configuration,
+            str(fold),
+            "-tr",
+            trainer,
+            "-device",
+            "cpu",
+        ]
         return self.run(*command, *flags, **options)
 
-    def interrupt_training(self, trainer: str, configuration: str = "2d", timeout: float = 600) -> None:
-        """Start a training and kill it, with all of its workers, in the middle of the second epoch."""
-        command = ["nnUNetv2_train", str(DATASET_ID), configuration, "0", "-tr", trainer, "-device", "cpu"]
+    def interrupt_training(
+        self, trainer: str, configuration: str = "2d", timeout: float = 600
+    ) -> None:
+        """Start a training and kill it and its workers in the middle of the second epoch."""
+        command = [
+            "nnUNetv2_train",
+            str(DATASET_ID),
+            configuration,
+            "0",
+            "-tr",
+            trainer,
+            "-device",
+            "cpu",
+        ]
         process = subprocess.Popen(
-            command, env=self.environment, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            env=self.environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         checkpoint = self.fold(trainer, configuration) / "checkpoint_best.pth"
         end = time.monotonic() + timeout
@@ -121,7 +151,9 @@ class Workspace:
             folder = "imagesTr" if index < CASES else "imagesTs"
             shutil.copy(source / "imagesTr" / image, target / folder / image)
             if index < CASES:
-                write_labels(label_file, target / "labelsTr" / label_file.name, labels.get("ignore"), index)
+                write_labels(
+                    label_file, target / "labelsTr" / label_file.name, labels.get("ignore"), index
+                )
         dataset = {
             "channel_names": {"0": "MRI"},
             "labels": labels,
@@ -134,14 +166,16 @@ class Workspace:
 
 
 def write_labels(source: Path, target: Path, ignore_label: int | None, seed: int) -> None:
-    """Copy a label image; with an ignore label only some slices stay annotated, as in scribble-like annotation."""
+    """Copy a label image; with an ignore label only some slices stay annotated."""
     image = sitk.ReadImage(str(source))
     labels = sitk.GetArrayFromImage(image)
     if ignore_label is not None:
         generator = np.random.default_rng(seed)
         sparse = np.full_like(labels, ignore_label)
         for axis, length in enumerate(labels.shape):
-            chosen = (slice(None),) * axis + (generator.choice(length, max(1, length // 5), replace=False),)
+            chosen = (slice(None),) * axis + (
+                generator.choice(length, max(1, length // 5), replace=False),
+            )
             sparse[chosen] = labels[chosen]
         labels = sparse
     result = sitk.GetImageFromArray(labels)
@@ -177,4 +211,7 @@ def add_cascade(configurations: dict) -> None:
         "architecture": full["architecture"] | {"arch_kwargs": arguments},
         "next_stage": "3d_cascade_fullres",
     }
-    configurations["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    configurations["3d_cascade_fullres"] = {
+        "inherits_from": "3d_fullres",
+        "previous_stage": "3d_lowres",
+    }

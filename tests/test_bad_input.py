@@ -50,9 +50,19 @@ def test_wrong_types_and_unknown_names(name):
         (LOGITS[0], TARGET, {}, r"logits: expected shape \(B, C, \*S\).*\(3, 4, 4\)"),
         (LOGITS[:, :, 0], TARGET, {}, r"logits: .*\(2, 3, 4\)"),
         (LOGITS[None, None], TARGET, {}, r"logits: .*\(1, 1, 2, 3, 4, 4\)"),
-        (LOGITS, TARGET[:1], {}, r"target: expected shape \(2, 1, 4, 4\) or \(2, 4, 4\).*\(1, 1, 4, 4\)"),
+        (
+            LOGITS,
+            TARGET[:1],
+            {},
+            r"target: expected shape \(2, 1, 4, 4\) or \(2, 4, 4\).*\(1, 1, 4, 4\)",
+        ),
         (LOGITS, torch.zeros(2, 3, 4, 4), {}, r"target: .*regions=False.*\(2, 3, 4, 4\)"),
-        (LOGITS, TARGET, {"regions": True}, r"target: expected shape \(2, 3, 4, 4\).*\(2, 1, 4, 4\)"),
+        (
+            LOGITS,
+            TARGET,
+            {"regions": True},
+            r"target: expected shape \(2, 3, 4, 4\).*\(2, 1, 4, 4\)",
+        ),
         (
             LOGITS,
             torch.zeros(2, 3, 4, 4),

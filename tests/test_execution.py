@@ -48,7 +48,9 @@ def assert_compiles(name, regions, ignore, backend):
     expected = loss(logits, target)
     (expected_grad,) = torch.autograd.grad(expected, logits)
     torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(grad, expected_grad, rtol=1e-4, atol=1e-6 * expected_grad.abs().max().item())
+    torch.testing.assert_close(
+        grad, expected_grad, rtol=1e-4, atol=1e-6 * expected_grad.abs().max().item()
+    )
 
 
 @every_loss
@@ -81,13 +83,20 @@ def evaluate(name, regions, ignore, batch_dice, ddp, samples):
     return value.item(), grad
 
 
-CASES = [(name, *mode, batch_dice) for name in sorted(TABLE) for mode in MODES for batch_dice in (False, True)]
+CASES = [
+    (name, *mode, batch_dice)
+    for name in sorted(TABLE)
+    for mode in MODES
+    for batch_dice in (False, True)
+]
 
 
 def run_rank(rank, folder, cases):
     """What one of two ranks gets; the first has two samples of three, the other one."""
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
     samples = [slice(0, 2), slice(2, 3)][rank]
     results = [evaluate(*case, True, samples) for case in cases]
     torch.save(results, os.path.join(folder, f"{rank}.pt"))
@@ -104,12 +113,16 @@ def test_two_ranks_give_the_value_and_gradient_of_one():
         assert value0 == pytest.approx(value, rel=1e-10), case
         assert value1 == pytest.approx(value, rel=1e-10), case
         averaged = torch.cat([grad0, grad1]) / 2
-        torch.testing.assert_close(averaged, grad, rtol=1e-8, atol=1e-14, msg=lambda m, c=case: f"{c} {m}")
+        torch.testing.assert_close(
+            averaged, grad, rtol=1e-8, atol=1e-14, msg=lambda m, c=case: f"{c} {m}"
+        )
 
 
 def run_compiled_rank(rank, folder):
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
     logits, target = make_batch(ignore=True, batch=2)
     logits, target = logits.detach()[[rank]].requires_grad_(), target[[rank]]
     loss = losses.UnifiedFocalLoss(**options(ignore=True, batch_dice=True, ddp=True))
@@ -125,7 +138,9 @@ def test_compiled_on_two_ranks():
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(run_compiled_rank, args=(folder,), nprocs=2)
         for rank in range(2):
-            (value, grad), (compiled_value, compiled_grad) = torch.load(os.path.join(folder, f"{rank}.pt"))
+            (value, grad), (compiled_value, compiled_grad) = torch.load(
+                os.path.join(folder, f"{rank}.pt")
+            )
             assert compiled_value == pytest.approx(value, rel=1e-10)
             torch.testing.assert_close(compiled_grad, grad, rtol=1e-8, atol=1e-14)
 
@@ -134,5 +149,5 @@ def test_compiled_on_two_ranks():
 def test_ddp_without_a_process_group_is_refused(name):
     logits, target = make_batch()
     loss = getattr(losses, name)(batch_dice=True, ddp=True)
-    with pytest.raises(ValueError, match="ddp=True.*init_process_group"):
+    with pytest.raises(ValueError, match=r"ddp=True.*init_process_group"):
         loss(logits, target)

@@ -50,7 +50,9 @@ def test_focal(mode, dims):
     def focal(**options):
         return FocalLoss(gamma=GAMMA, **options)
 
-    assert_equal(mode, dims, SymmetricUnifiedFocalLoss, focal, 0.5, weight=0, gamma=GAMMA, delta=0.5)
+    assert_equal(
+        mode, dims, SymmetricUnifiedFocalLoss, focal, 0.5, weight=0, gamma=GAMMA, delta=0.5
+    )
 
 
 @both_forms
@@ -75,7 +77,9 @@ def test_focal_tversky(mode, dims):
             alpha=0.3, beta=0.7, gamma=1 - GAMMA, smooth=1e-7, include_background=True, **options
         )
 
-    assert_equal(mode, dims, SymmetricUnifiedFocalLoss, focal_tversky, weight=1, gamma=GAMMA, delta=0.7)
+    assert_equal(
+        mode, dims, SymmetricUnifiedFocalLoss, focal_tversky, weight=1, gamma=GAMMA, delta=0.7
+    )
 
 
 @both_forms

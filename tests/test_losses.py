@@ -24,7 +24,12 @@ def test_every_loss_has_a_row():
 @every_loss
 def test_rows_change_every_parameter(name):
     defaults = getattr(losses, name).defaults()
-    changed = {key for row in TABLE[name].parameters for key, value in row.items() if value != defaults[key]}
+    changed = {
+        key
+        for row in TABLE[name].parameters
+        for key, value in row.items()
+        if value != defaults[key]
+    }
     assert changed == set(defaults)
 
 
@@ -38,7 +43,9 @@ def test_formula(name, regions, ignore, batch_dice, dims):
     arguments = options(regions=regions, ignore=ignore, batch_dice=batch_dice)
     for parameters in [{}, *TABLE[name].parameters]:
         value = build(name, **parameters, **arguments)(logits, target)
-        expected = TABLE[name].formula(logits.detach().numpy(), target.numpy(), **parameters, **arguments)
+        expected = TABLE[name].formula(
+            logits.detach().numpy(), target.numpy(), **parameters, **arguments
+        )
         assert value.item() == pytest.approx(expected, rel=1e-9, abs=1e-12), parameters
 
 
@@ -47,9 +54,13 @@ def test_focal_weights_for_each_class(regions):
     logits, target = make_batch(regions=regions)
     weights = [0.2, 3.0] if regions else [0.2, 3.0, 1.5]
     value = FocalLoss(alpha=weights, regions=regions)(logits, target)
-    expected = TABLE["FocalLoss"].formula(logits.detach().numpy(), target.numpy(), alpha=weights, regions=regions)
+    expected = TABLE["FocalLoss"].formula(
+        logits.detach().numpy(), target.numpy(), alpha=weights, regions=regions
+    )
     assert value.item() == pytest.approx(expected, rel=1e-9)
-    moved = FocalLoss(alpha=weights, regions=regions).to("meta")(logits.detach().to("meta"), target.to("meta"))
+    moved = FocalLoss(alpha=weights, regions=regions).to("meta")(
+        logits.detach().to("meta"), target.to("meta")
+    )
     assert moved.device.type == "meta"
 
 
@@ -60,8 +71,12 @@ def test_focal_weights_for_each_class(regions):
 def test_gradient_agrees_with_finite_differences(name, regions, ignore, batch_dice):
     logits, target = make_batch(regions=regions, ignore=ignore)
     for parameters in [{}, *TABLE[name].parameters]:
-        loss = build(name, **parameters, **options(regions=regions, ignore=ignore, batch_dice=batch_dice))
-        assert torch.autograd.gradcheck(lambda x, loss=loss: loss(x, target), logits, fast_mode=True)
+        loss = build(
+            name, **parameters, **options(regions=regions, ignore=ignore, batch_dice=batch_dice)
+        )
+        assert torch.autograd.gradcheck(
+            lambda x, loss=loss: loss(x, target), logits, fast_mode=True
+        )
 
 
 @every_loss
@@ -112,7 +127,9 @@ def test_an_ignored_sample_counts_nowhere(name, regions, batch_dice):
     else:
         target[1] = IGNORE
     loss = build(name, **options(regions=regions, ignore=True, batch_dice=batch_dice))
-    assert loss(logits, target).item() == pytest.approx(loss(logits[:1], target[:1]).item(), rel=1e-12)
+    assert loss(logits, target).item() == pytest.approx(
+        loss(logits[:1], target[:1]).item(), rel=1e-12
+    )
 
 
 @every_loss
@@ -124,7 +141,9 @@ def test_everything_ignored_gives_zero(name, regions, batch_dice):
         target[:, -1] = True
     else:
         target[:] = IGNORE
-    value = build(name, **options(regions=regions, ignore=True, batch_dice=batch_dice))(logits, target)
+    value = build(name, **options(regions=regions, ignore=True, batch_dice=batch_dice))(
+        logits, target
+    )
     value.backward()
     assert value.item() == 0
     assert logits.grad.abs().max() == 0
@@ -136,7 +155,14 @@ def test_target_dtypes_and_shapes_agree(name, regions):
     logits, target = make_batch(regions=regions)
     loss = build(name, regions=regions)
     expected = loss(logits, target).item()
-    for dtype in (torch.uint8, torch.int16, torch.int64, torch.float16, torch.float32, torch.float64):
+    for dtype in (
+        torch.uint8,
+        torch.int16,
+        torch.int64,
+        torch.float16,
+        torch.float32,
+        torch.float64,
+    ):
         assert loss(logits, target.to(dtype)).item() == expected
     if regions:
         assert loss(logits, target.bool()).item() == expected

@@ -26,9 +26,13 @@ VARIANTS = [suffix for suffix, cls in host_variants().items() if not sets_its_ow
 def test_every_loss_has_an_explicit_trainer():
     explicit = {}
     for info in pkgutil.iter_modules(trainers.__path__):
-        assert info.name.startswith("unifiedloss_"), "a common name could be that of a loaded module"
+        assert info.name.startswith("unifiedloss_"), (
+            "a common name could be that of a loaded module"
+        )
         module = importlib.import_module(f"nnunet_unifiedloss.trainers.{info.name}")
-        classes = {name: value for name, value in vars(module).items() if name.startswith("nnUNetTrainer")}
+        classes = {
+            name: value for name, value in vars(module).items() if name.startswith("nnUNetTrainer")
+        }
         assert not explicit.keys() & classes.keys()
         explicit |= {name: cls for name, cls in classes.items() if "_" not in name}
     assert {name: cls.loss_class.__name__ for name, cls in explicit.items()} == {
@@ -53,8 +57,14 @@ def test_every_parameter_can_be_set(name):
     stem = "nnUNetTrainer" + name.removesuffix("Loss")
     defaults = getattr(losses, name).defaults()
     for changes in TABLE[name].parameters:
-        changed = {key: changes[key] for key in defaults if changes.get(key, defaults[key]) != defaults[key]}
-        typed = "_".join([stem] + [camel_case(key) + format_value(value) for key, value in changed.items()])
+        changed = {
+            key: changes[key]
+            for key in defaults
+            if changes.get(key, defaults[key]) != defaults[key]
+        }
+        typed = "_".join(
+            [stem] + [camel_case(key) + format_value(value) for key, value in changed.items()]
+        )
         cls = getattr(trainers, typed)
         assert cls.__name__ == typed
         assert cls.loss_parameters == changed
@@ -72,7 +82,9 @@ def test_every_variant_of_nnunet_is_a_base(suffix):
     assert (cls.set_learning_rate, cls.set_epochs, cls.set_iterations) == (0.004, 3, 7)
 
 
-@pytest.mark.parametrize("suffix", ["NoMirroring", "DA5", "CosAnneal", "Adam", "NoDeepSupervision", "DASegOrd0"])
+@pytest.mark.parametrize(
+    "suffix", ["NoMirroring", "DA5", "CosAnneal", "Adam", "NoDeepSupervision", "DASegOrd0"]
+)
 def test_known_variants_are_found(suffix):
     assert suffix in VARIANTS
 
@@ -101,7 +113,10 @@ def test_names_round_trip(name):
 @pytest.mark.parametrize(
     ("name", "right"),
     [
-        ("nnUNetTrainerUnifiedFocal_gamma0.3_delta0.7", "nnUNetTrainerUnifiedFocal_delta0.7_gamma0.3"),
+        (
+            "nnUNetTrainerUnifiedFocal_gamma0.3_delta0.7",
+            "nnUNetTrainerUnifiedFocal_delta0.7_gamma0.3",
+        ),
         ("nnUNetTrainerUnifiedFocal_delta0.70", "nnUNetTrainerUnifiedFocal_delta0.7"),
         ("nnUNetTrainerUnifiedFocal_delta.7", "nnUNetTrainerUnifiedFocal_delta0.7"),
         ("nnUNetTrainerUnifiedFocal_delta7e-1", "nnUNetTrainerUnifiedFocal_delta0.7"),
@@ -109,7 +124,10 @@ def test_names_round_trip(name):
         ("nnUNetTrainerFocal_alpha0.10-1.0", "nnUNetTrainerFocal_alpha0.1-1"),
         ("nnUNetTrainerUnifiedFocal_delta0.6", "nnUNetTrainerUnifiedFocal"),
         ("nnUNetTrainerDice_smooth1e-05_lr1e-03", "nnUNetTrainerDice_lr0.001"),
-        ("nnUNetTrainerUnifiedFocal_5epochs_NoMirroring", "nnUNetTrainerUnifiedFocal_NoMirroring_5epochs"),
+        (
+            "nnUNetTrainerUnifiedFocal_5epochs_NoMirroring",
+            "nnUNetTrainerUnifiedFocal_NoMirroring_5epochs",
+        ),
         ("nnUNetTrainerUnifiedFocal_010epochs", "nnUNetTrainerUnifiedFocal_10epochs"),
         ("nnUNetTrainerUnifiedFocal_10iters_5epochs", "nnUNetTrainerUnifiedFocal_5epochs_10iters"),
     ],
@@ -123,8 +141,14 @@ def test_another_spelling_is_refused_with_the_right_one(name, right):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nnUNetTrainerUnifiedFocal_gama0.3", r"unknown part 'gama0.3'; did you mean 'gamma'\?.*weight<value>.*DA5"),
-        ("nnUNetTrainerUnifiedFocal_NoMiroring", r"unknown part 'NoMiroring'; did you mean 'NoMirroring'\?"),
+        (
+            "nnUNetTrainerUnifiedFocal_gama0.3",
+            r"unknown part 'gama0.3'; did you mean 'gamma'\?.*weight<value>.*DA5",
+        ),
+        (
+            "nnUNetTrainerUnifiedFocal_NoMiroring",
+            r"unknown part 'NoMiroring'; did you mean 'NoMirroring'\?",
+        ),
         ("nnUNetTrainerUnifiedFocal_5epoch", r"unknown part '5epoch'.*<N>epochs"),
         ("nnUNetTrainerUnifiedFocal_delta", "unknown part 'delta'"),
         ("nnUNetTrainerUnifiedFocal_", "unknown part ''"),
@@ -137,12 +161,18 @@ def test_another_spelling_is_refused_with_the_right_one(name, right):
         ("nnUNetTrainerUnifiedFocal_delta-0.1", "delta: must be >= 0 and <= 1, got -0.1"),
         ("nnUNetTrainerUnifiedFocal_deltanan", "delta: .* got nan"),
         ("nnUNetTrainerUnifiedFocal_delta0.1-0.2", r"delta: expected a number, got \(0.1, 0.2\)"),
-        ("nnUNetTrainerUnifiedFocal_includeBackground2", "include_background: expected True or False, got 2"),
+        (
+            "nnUNetTrainerUnifiedFocal_includeBackground2",
+            "include_background: expected True or False, got 2",
+        ),
         ("nnUNetTrainerUnifiedFocal_0epochs", "part '0epochs': must be at least 1"),
         ("nnUNetTrainerUnifiedFocal_0iters", "part '0iters': must be at least 1"),
         ("nnUNetTrainerUnifiedFocal_lr0", "part 'lr0': the learning rate must be > 0"),
         ("nnUNetTrainerUnifiedFocal_lrinf", "part 'lrinf': the learning rate must be > 0"),
-        ("nnUNetTrainerUnifiedFocal_DiceLoss", "part 'DiceLoss': nnUNetTrainerDiceLoss sets a loss of its own"),
+        (
+            "nnUNetTrainerUnifiedFocal_DiceLoss",
+            "part 'DiceLoss': nnUNetTrainerDiceLoss sets a loss of its own",
+        ),
     ],
 )
 def test_bad_names_are_refused_with_what_is_possible(name, message):
@@ -150,7 +180,9 @@ def test_bad_names_are_refused_with_what_is_possible(name, message):
         getattr(trainers, name)
 
 
-@pytest.mark.parametrize("name", ["nnUNetTrainer", "nnUNetTrainerDA5", "nnUNetTrainerDice2", "__path__x", "torch"])
+@pytest.mark.parametrize(
+    "name", ["nnUNetTrainer", "nnUNetTrainerDA5", "nnUNetTrainerDice2", "__path__x", "torch"]
+)
 def test_names_of_others_are_left_to_others(name):
     for module in (trainers, sys.modules["nnunet_unifiedloss.trainers.unifiedloss_region"]):
         assert not hasattr(module, name)
@@ -162,7 +194,7 @@ def test_a_misspelt_loss_gets_a_suggestion():
 
 
 def test_parts_cannot_be_mistaken_for_each_other():
-    """No parameter begins like another one of the same loss, a variant of nnU-Net or a schedule part."""
+    """No parameter begins like another one of its loss or like a variant of nnU-Net."""
     for entry in catalogue():
         names = [camel_case(parameter) for parameter in entry.parameters]
         others = [*VARIANTS, "lr"]

@@ -41,28 +41,62 @@ def check_validation(workspace: Workspace, trainer: str, configuration: str) -> 
     assert len(summary["metric_per_case"]) == CASES // 5
     assert len(summary["mean"]) == 2
     # after a few iterations hardly anything is segmented; where nothing is, nnU-Net writes NaN
-    assert math.isnan(summary["foreground_mean"]["Dice"]) or 0 <= summary["foreground_mean"]["Dice"] <= 1
+    assert (
+        math.isnan(summary["foreground_mean"]["Dice"])
+        or 0 <= summary["foreground_mean"]["Dice"] <= 1
+    )
 
 
 def check_log(workspace: Workspace, trainer: str, configuration: str) -> str:
     """The log names the loss and its terms, and every loss in it is a number."""
-    log = "".join(path.read_text() for path in sorted(workspace.fold(trainer, configuration).glob("training_log*.txt")))
+    log = "".join(
+        path.read_text()
+        for path in sorted(workspace.fold(trainer, configuration).glob("training_log*.txt"))
+    )
     assert "Loss: UnifiedFocalLoss(" in log
     assert "loss terms: AsymmetricFocalTversky 0." in log
-    losses = [float(line.split()[-1]) for line in log.splitlines() if "train_loss" in line or "val_loss" in line]
+    losses = [
+        float(line.split()[-1])
+        for line in log.splitlines()
+        if "train_loss" in line or "val_loss" in line
+    ]
     assert losses
     assert np.isfinite(losses).all()
     return log
 
 
 def predict(workspace: Workspace, trainer: str, configuration: str, output: Path) -> None:
-    command = ["nnUNetv2_predict", "-d", "4", "-i", str(workspace.test_images), "-o", str(output), "-f", "0"]
-    command += ["-tr", trainer, "-c", configuration, "-device", "cpu", "-npp", "1", "-nps", "1", "--disable_tta"]
+    command = [
+        "nnUNetv2_predict",
+        "-d",
+        "4",
+        "-i",
+        str(workspace.test_images),
+        "-o",
+        str(output),
+        "-f",
+        "0",
+    ]
+    command += [
+        "-tr",
+        trainer,
+        "-c",
+        configuration,
+        "-device",
+        "cpu",
+        "-npp",
+        "1",
+        "-nps",
+        "1",
+        "--disable_tta",
+    ]
     workspace.run(*command)
     predictions = sorted(output.glob("*.nii.gz"))
     assert len(predictions) == 2
     for path in predictions:
-        image = sitk.ReadImage(str(workspace.test_images / path.name.replace(".nii.gz", "_0000.nii.gz")))
+        image = sitk.ReadImage(
+            str(workspace.test_images / path.name.replace(".nii.gz", "_0000.nii.gz"))
+        )
         prediction = sitk.ReadImage(str(path))
         assert prediction.GetSize() == image.GetSize()
         assert set(np.unique(sitk.GetArrayFromImage(prediction))) <= {0, 1, 2}
@@ -98,16 +132,24 @@ def test_a_bad_name_fails_before_anything_is_written(workspaces):
 
 
 def listing(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if "__pycache__" not in path.parts}
+    return {
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if "__pycache__" not in path.parts
+    }
 
 
 @pytest.mark.slow
 def test_installed_into_nnunet(test_data, tmp_path):
-    """`install` makes every command find the trainers without an environment variable; `uninstall` takes it back."""
+    """`install` serves every command without a variable; `uninstall` takes it back."""
     copy = tmp_path / "site" / "nnunetv2"
-    shutil.copytree(Path(nnunetv2.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        Path(nnunetv2.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__")
+    )
     before = listing(copy)
-    workspace = Workspace(tmp_path / "work", PYTHONPATH=str(copy.parent), PYTHONDONTWRITEBYTECODE="1")
+    workspace = Workspace(
+        tmp_path / "work", PYTHONPATH=str(copy.parent), PYTHONDONTWRITEBYTECODE="1"
+    )
     del workspace.environment["nnUNet_extTrainer"]
     workspace.prepare(test_data, "plain", ["2d"])
     workspace.train(QUICK, fails=True)
@@ -127,7 +169,7 @@ def test_installed_into_nnunet(test_data, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_the_whole_way(workspaces, tmp_path, scenario):
-    """Plan, train, interrupt, continue, validate again, predict, find the best configuration: 2-D and 3-D."""
+    """Train, interrupt, continue, validate again, predict, find the best configuration."""
     workspace = workspaces(scenario, "2d", "3d_fullres")
     for configuration in ("2d", "3d_fullres"):
         workspace.interrupt_training(QUICK, configuration)
@@ -137,9 +179,23 @@ def test_the_whole_way(workspaces, tmp_path, scenario):
         check_validation(workspace, QUICK, configuration)
         check_log(workspace, QUICK, configuration)
         predict(workspace, QUICK, configuration, tmp_path / configuration)
-    best = ["nnUNetv2_find_best_configuration", "4", "-c", "2d", "3d_fullres", "-tr", QUICK, "-f", "0", "-np", "2"]
+    best = [
+        "nnUNetv2_find_best_configuration",
+        "4",
+        "-c",
+        "2d",
+        "3d_fullres",
+        "-tr",
+        QUICK,
+        "-f",
+        "0",
+        "-np",
+        "2",
+    ]
     workspace.run(*best)
-    information = json.loads((workspace.results / "Dataset004_Hippocampus" / "inference_information.json").read_text())
+    information = json.loads(
+        (workspace.results / "Dataset004_Hippocampus" / "inference_information.json").read_text()
+    )
     assert QUICK in json.dumps(information["best_model_or_ensemble"])
 
 
@@ -164,7 +220,9 @@ def test_resenc_plans_and_all_data(workspaces):
     plans["configurations"]["2d"]["batch_size"] = 4
     plans_file.write_text(json.dumps(plans))
     workspace.train(QUICK, "2d", "-p", "nnUNetResEncUNetMPlans", fold="all")
-    assert (workspace.fold(QUICK, "2d", "nnUNetResEncUNetMPlans", "all") / "checkpoint_final.pth").exists()
+    assert (
+        workspace.fold(QUICK, "2d", "nnUNetResEncUNetMPlans", "all") / "checkpoint_final.pth"
+    ).exists()
 
 
 @pytest.mark.slow
@@ -172,10 +230,14 @@ def test_trainers_from_a_built_wheel(tmp_path):
     """The wheel carries the trainers' folder, and `path` finds it where the wheel is installed."""
     root = Path(__file__).parents[1]
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
-    subprocess.run([*pip, "wheel", "--no-deps", "-w", str(tmp_path), str(root)], check=True, timeout=300)
+    subprocess.run(
+        [*pip, "wheel", "--no-deps", "-w", str(tmp_path), str(root)], check=True, timeout=300
+    )
     (wheel,) = tmp_path.glob("*.whl")
     target = tmp_path / "installed"
-    subprocess.run([*pip, "install", "--no-deps", "--target", str(target), str(wheel)], check=True, timeout=300)
+    subprocess.run(
+        [*pip, "install", "--no-deps", "--target", str(target), str(wheel)], check=True, timeout=300
+    )
     code = (
         "from nnunet_unifiedloss.discovery import trainers_folder as f;"
         "from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find;"

@@ -27,10 +27,19 @@ def corner_cases(regions, channels=3):
     empty, full = torch.zeros_like(target), torch.ones_like(target)
     half = target.clone()
     half[0] = 0
-    for label, labels in (("target", target), ("empty", empty), ("full", full), ("one sample empty", half)):
+    for label, labels in (
+        ("target", target),
+        ("empty", empty),
+        ("full", full),
+        ("one sample empty", half),
+    ):
         for confidence in (SATURATED, 80.0, 20.0, 1e-3, 0.0, -20.0, -80.0, -SATURATED):
             yield f"{label} {confidence}", logits_for(labels, channels, regions, confidence), labels
-        yield f"{label} at random", make_batch(regions=regions, channels=channels, dims=3, seed=3)[0].detach(), labels
+        yield (
+            f"{label} at random",
+            make_batch(regions=regions, channels=channels, dims=3, seed=3)[0].detach(),
+            labels,
+        )
         mixed = logits_for(labels, channels, regions, SATURATED)
         mixed[..., :2] *= -1  # perfect but for some voxels that are as wrong as can be
         yield f"{label} mixed", mixed, labels
@@ -110,7 +119,9 @@ def test_precise_where_the_prediction_is_almost_perfect(name, regions):
         results[dtype] = value.item(), logits.grad.double()
     assert results[torch.float32][0] == pytest.approx(results[torch.float64][0], rel=1e-5)
     expected = results[torch.float64][1]
-    torch.testing.assert_close(results[torch.float32][1], expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
+    torch.testing.assert_close(
+        results[torch.float32][1], expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item()
+    )
 
 
 @pytest.mark.parametrize("gamma", [0.1, 0.5, 0.9, 0.99])
@@ -130,7 +141,9 @@ def test_large_volumes_are_summed_precisely():
     target = (torch.rand(1, 1, 128, 128, 128, generator=generator) < 1e-4).float()
     for name in ("UnifiedFocalLoss", "DiceCrossEntropyLoss"):
         loss = getattr(losses, name)()
-        assert loss(logits, target).item() == pytest.approx(loss(logits.double(), target).item(), rel=1e-6)
+        assert loss(logits, target).item() == pytest.approx(
+            loss(logits.double(), target).item(), rel=1e-6
+        )
 
 
 @pytest.mark.parametrize("space", [(1, 1), (1, 9), (9, 1), (1, 1, 1), (5, 1, 3), (2, 3, 1)])
@@ -141,5 +154,3 @@ def test_thin_patches(name, space):
     value = getattr(losses, name)()(logits, torch.ones(2, 1, *space))
     value.backward()
     assert torch.isfinite(logits.grad).all()
-
-

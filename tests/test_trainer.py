@@ -16,35 +16,62 @@ from nnunet_unifiedloss.trainer import LossTrainer, RecordedLoss
 PATCH = (16, 16, 16)
 
 
-def make_trainer(name="nnUNetTrainerUnifiedFocal", *, regions=False, ignore=False, batch_dice=True, tmp_path=None):
+def make_trainer(
+    name="nnUNetTrainerUnifiedFocal", *, regions=False, ignore=False, batch_dice=True, tmp_path=None
+):
     """A trainer on plans made by hand, without data."""
-    labels = {"background": 0, "whole": [1, 2], "core": 2} if regions else {"background": 0, "a": 1, "b": 2}
+    labels = (
+        {"background": 0, "whole": [1, 2], "core": 2}
+        if regions
+        else {"background": 0, "a": 1, "b": 2}
+    )
     labels |= {"ignore": 3} if ignore else {}
     dataset = {
-        "channel_names": {"0": "MRI"}, "labels": labels, "numTraining": 1, "file_ending": ".nii.gz",
+        "channel_names": {"0": "MRI"},
+        "labels": labels,
+        "numTraining": 1,
+        "file_ending": ".nii.gz",
         **({"regions_class_order": [1, 2]} if regions else {}),
-    }  # fmt: skip
+    }
     architecture = {
         "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
         "arch_kwargs": {
-            "n_stages": 3, "features_per_stage": [4, 8, 8], "conv_op": "torch.nn.modules.conv.Conv3d",
-            "kernel_sizes": [[3, 3, 3]] * 3, "strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2]],
-            "n_conv_per_stage": [1, 1, 1], "n_conv_per_stage_decoder": [1, 1], "conv_bias": True,
-            "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d", "norm_op_kwargs": {"affine": True},
-            "dropout_op": None, "dropout_op_kwargs": None, "nonlin": "torch.nn.LeakyReLU", "nonlin_kwargs": {},
+            "n_stages": 3,
+            "features_per_stage": [4, 8, 8],
+            "conv_op": "torch.nn.modules.conv.Conv3d",
+            "kernel_sizes": [[3, 3, 3]] * 3,
+            "strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2]],
+            "n_conv_per_stage": [1, 1, 1],
+            "n_conv_per_stage_decoder": [1, 1],
+            "conv_bias": True,
+            "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+            "norm_op_kwargs": {"affine": True},
+            "dropout_op": None,
+            "dropout_op_kwargs": None,
+            "nonlin": "torch.nn.LeakyReLU",
+            "nonlin_kwargs": {},
         },
         "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-    }  # fmt: skip
+    }
     configuration = {
-        "data_identifier": "none", "preprocessor_name": "DefaultPreprocessor", "batch_size": 2,
-        "patch_size": list(PATCH), "batch_dice": batch_dice, "architecture": architecture, "spacing": [1, 1, 1],
-        "normalization_schemes": ["ZScoreNormalization"], "use_mask_for_norm": [False],
-    }  # fmt: skip
+        "data_identifier": "none",
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": 2,
+        "patch_size": list(PATCH),
+        "batch_dice": batch_dice,
+        "architecture": architecture,
+        "spacing": [1, 1, 1],
+        "normalization_schemes": ["ZScoreNormalization"],
+        "use_mask_for_norm": [False],
+    }
     plans = {
-        "dataset_name": "Dataset001_None", "plans_name": "nnUNetPlans", "label_manager": "LabelManager",
-        "configurations": {"3d_fullres": configuration}, "continue_training": False,
+        "dataset_name": "Dataset001_None",
+        "plans_name": "nnUNetPlans",
+        "label_manager": "LabelManager",
+        "configurations": {"3d_fullres": configuration},
+        "continue_training": False,
         "image_reader_writer": "SimpleITKIO",
-    }  # fmt: skip
+    }
     trainer = getattr(trainers, name)(plans, "3d_fullres", 0, dataset, torch.device("cpu"))
     return trainer
 
@@ -68,12 +95,17 @@ def test_the_loss_follows_labels_and_plans(regions, ignore, batch_dice):
     assert wrapper.weight_factors == nnUNetTrainer._build_loss(trainer).weight_factors
     loss = wrapper.loss.loss
     assert isinstance(loss, UnifiedFocalLoss)
-    assert (loss.delta, loss.regions, loss.batch_dice, loss.ddp) == (0.7, regions, batch_dice, False)
+    assert (loss.delta, loss.regions, loss.batch_dice, loss.ddp) == (
+        0.7,
+        regions,
+        batch_dice,
+        False,
+    )
     assert loss.ignore_label == (3 if ignore else None)
 
 
 def test_ranks_without_compile_keep_the_lowest_output_alive(monkeypatch):
-    """Under DDP without compile nnU-Net weights it with 1e-6 instead of 0, lest DDP find unused parameters."""
+    """Under DDP without compile nnU-Net weights it with 1e-6, lest DDP find unused parameters."""
     monkeypatch.setenv("nnUNet_compile", "f")
     trainer = make_trainer()
     trainer.is_ddp = True
@@ -91,9 +123,15 @@ def test_the_name_sets_the_schedule_and_the_log_says_what_ran(capsys):
     trainer = make_trainer("nnUNetTrainerUnifiedFocal_gamma0.3_NoMirroring_lr0.02_3epochs_7iters")
     trainer.preprocessed_dataset_folder = None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nnunetv2.training.nnUNetTrainer.nnUNetTrainer.infer_dataset_class", lambda folder: None)
+        patch.setattr(
+            "nnunetv2.training.nnUNetTrainer.nnUNetTrainer.infer_dataset_class", lambda folder: None
+        )
         trainer.initialize()
-    assert (trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.initial_lr) == (3, 7, 0.02)
+    assert (trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.initial_lr) == (
+        3,
+        7,
+        0.02,
+    )
     assert trainer.optimizer.param_groups[0]["lr"] == 0.02
     assert trainer.lr_scheduler.max_steps == 3
     assert trainer.num_val_iterations_per_epoch == 7
@@ -109,9 +147,15 @@ def test_the_signature_of_the_constructor_is_nnunets():
 def test_terms_are_logged_for_training_steps_at_full_resolution(capsys):
     trainer = make_trainer()
     wrapper = trainer._build_loss()
-    full, half = torch.randn(2, 3, *PATCH, requires_grad=True), torch.randn(2, 3, 8, 8, 8, requires_grad=True)
+    full, half = (
+        torch.randn(2, 3, *PATCH, requires_grad=True),
+        torch.randn(2, 3, 8, 8, 8, requires_grad=True),
+    )
     targets = [torch.ones(2, 1, *PATCH), torch.ones(2, 1, 8, 8, 8)]
-    expected = {name: term.item() for name, term in UnifiedFocalLoss(batch_dice=True).terms(full, targets[0]).items()}
+    expected = {
+        name: term.item()
+        for name, term in UnifiedFocalLoss(batch_dice=True).terms(full, targets[0]).items()
+    }
     for _ in range(3):
         wrapper([full, half], targets)
     with torch.no_grad():  # validation is not recorded
@@ -136,7 +180,9 @@ def test_compiled_and_eager_agree():
     logits, target = torch.randn(2, 3, *PATCH, requires_grad=True), torch.ones(2, 1, *PATCH)
     with pytest.MonkeyPatch.context() as patch:
         compile_with = torch.compile
-        patch.setattr(torch, "compile", lambda function: compile_with(function, backend="aot_eager"))
+        patch.setattr(
+            torch, "compile", lambda function: compile_with(function, backend="aot_eager")
+        )
         compiled = RecordedLoss(loss, PATCH, compiled=True)
     eager = RecordedLoss(loss, PATCH, compiled=False)
     assert compiled(logits, target).item() == pytest.approx(eager(logits, target).item(), rel=1e-6)

@@ -1,0 +1,128 @@
+"""What imports torch or nnU-Net runs in a process of its own.
+
+A build that does not fit may kill the interpreter. One process serves all steps, as importing torch
+takes seconds; where a step kills it, the steps after it get a new one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from nnunet_unifiedloss import discovery
+
+DEVICES = ("cuda", "mps", "cpu")
+SECONDS_PER_PROBE = 300
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What came of the steps that import torch or nnU-Net: for each a value or an error."""
+
+    values: dict[str, Any]
+    errors: dict[str, str]
+
+
+def _probe_workers(device: str | None) -> int:
+    from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+
+    return int(get_allowed_n_proc_DA())
+
+
+def _probe_torch(device: str | None) -> dict[str, Any]:
+    import torch
+
+    return {"version": torch.__version__, "gpu_build": torch.version.cuda or torch.version.hip}
+
+
+def _probe_torchvision(device: str | None) -> str:
+    import torch
+
+    torchvision = importlib.import_module("torchvision")
+    torch.ops.torchvision.nms  # noqa: B018 (an operator of another build is missing)
+    return str(torchvision.__version__)
+
+
+def _probe_device(device: str | None) -> dict[str, Any]:
+    import torch
+
+    usable = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    available = [name for name in DEVICES if usable.get(name, True)]
+    chosen = device or available[0]
+    if chosen in available:
+        (torch.ones(1, device=chosen) + 1).item()  # a build without kernels for this GPU fails here
+    name = torch.cuda.get_device_name() if chosen == "cuda" and usable["cuda"] else chosen
+    return {"available": available, "chosen": chosen, "name": name}
+
+
+def _probe_look_up(device: str | None) -> dict[str, Any]:
+    return asdict(discovery.look_up())
+
+
+_STEPS: dict[str, Callable[[str | None], Any]] = {
+    "workers": _probe_workers,
+    "torch": _probe_torch,
+    "torchvision": _probe_torchvision,
+    "device": _probe_device,
+    "look-up": _probe_look_up,
+}
+_CHILD = """
+import json, sys
+request = json.load(sys.stdin)
+sys.path[:] = request["path"]
+from nnunet_unifiedloss.probe import take_steps
+take_steps(request["steps"], request["device"])
+"""
+
+
+def take_steps(steps: Sequence[str], device: str | None) -> None:
+    """Run steps of the probe in this process and write one line of JSON for each to stdout."""
+    for step in steps:
+        try:
+            report = {"step": step, "value": _STEPS[step](device)}
+        except Exception as error:  # whatever it is, it is the finding
+            text = " ".join(f"{type(error).__name__}: {error}".split())
+            report = {"step": step, "error": text[:400]}
+        sys.stdout.write("\n" + json.dumps(report) + "\n")
+        sys.stdout.flush()
+
+
+def probe_environment(device: str | None) -> Probe:
+    """Take all steps; a step that kills or blocks its process becomes an error."""
+    probe, remaining = Probe({}, {}), list(_STEPS)
+    while remaining:
+        output, end = _run_child({"path": sys.path, "steps": remaining, "device": device})
+        for line in output.splitlines():
+            if line.startswith('{"step": '):
+                report = json.loads(line)
+                to = probe.errors if "error" in report else probe.values
+                to[report["step"]] = report.get("error", report.get("value"))
+                remaining.remove(report["step"])
+        if remaining:  # the step that killed the process; the others get a new one
+            probe.errors[remaining.pop(0)] = end
+    return probe
+
+
+def _run_child(request: dict[str, Any]) -> tuple[str, str]:
+    """Output of a process that takes steps, and how it ended."""
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
+        try:
+            child = subprocess.run(
+                [sys.executable, "-c", _CHILD],
+                input=json.dumps(request).encode(),
+                stdout=output,
+                stderr=subprocess.PIPE,
+                timeout=SECONDS_PER_PROBE,
+            )
+            last_lines = child.stderr.decode(errors="replace").strip().splitlines()[-1:]
+            end = " ".join([f"Python ended with exit code {child.returncode}", *last_lines])
+        except subprocess.TimeoutExpired:
+            end = f"no answer within {SECONDS_PER_PROBE} s"
+        output.seek(0)
+        return output.read(), end
