@@ -1,7 +1,8 @@
 """The losses in plain NumPy, written from the papers' formulas; independent of the package.
 
 A *problem* is one classification problem of one sample after ignored voxels were cut out:
-logarithms of probabilities (K, V) and labels (V,). Labels mode makes one problem per sample, regions mode one per sample and region.
+logarithms of probabilities (K, V) and labels (V,). Labels mode makes one problem per sample,
+regions mode one per sample and region.
 """
 
 from __future__ import annotations
