@@ -48,7 +48,7 @@ def gradient_norm(loss: torch.nn.Module, logits: Tensor, target: Tensor) -> floa
 def main() -> None:
     """Print the table of ratios in Markdown."""
     batches = {
-        f"{stage}, {100 * (target > 0).float().mean():.1g} %": (make_logits(target, *level), target)
+        f"{stage}, {100 * (target > 0).float().mean():.0f} %": (make_logits(target, *level), target)
         for target in (lesion(20), lesion(8))
         for stage, level in STAGES.items()
     }

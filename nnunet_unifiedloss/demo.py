@@ -89,6 +89,11 @@ def run_demo(folder: Path, *, epochs: int = 5, device: str = "cpu", console: Con
         _carry_out(step, f"Step {number} of {len(steps)}: {step.title}", settings, console)
     result = _compare(folder, trainers)
     console.print(as_rich_table(result.dice))
+    say(
+        console,
+        "So few cases and so short a training show how it is done, not which loss is better: "
+        "repeat with more epochs, and compare on your own data.",
+    )
     say(console, f"Picture: {result.picture}")
     say(console, f"Total time: {_clock(time.monotonic() - start)}")
     return result

@@ -81,7 +81,7 @@ def plan_step(folder: Path, console: Console) -> Step:
 
 def _small_configuration(plans: dict[str, Any]) -> dict[str, Any]:
     """A small relative of the planned 3d_fullres, on the same preprocessed data."""
-    features = [8, 32, 64]
+    features = [16, 32, 64]
     stages = len(features)
     architecture = dict(plans["configurations"]["3d_fullres"]["architecture"])
     architecture["arch_kwargs"] = {
@@ -95,7 +95,7 @@ def _small_configuration(plans: dict[str, Any]) -> dict[str, Any]:
     }
     return {
         "inherits_from": "3d_fullres",
-        "patch_size": [24, 32, 24],
+        "patch_size": [24, 28, 20],
         "batch_size": 2,
         "architecture": architecture,
     }
