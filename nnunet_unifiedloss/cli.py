@@ -64,7 +64,7 @@ def _fail(error: Exception) -> int:
     remedy = getattr(error, "remedy", None)
     if remedy is None and isinstance(error, ImportError):
         remedy = f"{PROGRAM} doctor"
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = str(error).strip() or type(error).__name__
     print(f"error: {text}", file=sys.stderr)
     if remedy:
         print(f"remedy: {remedy}", file=sys.stderr)
@@ -105,7 +105,12 @@ def _parser() -> argparse.ArgumentParser:
         help="folder for everything that the demo writes (default: %(default)s)",
     )
     command.add_argument(
-        "--epochs", metavar="N", type=_positive, default=5, help="length of the trainings"
+        "--epochs",
+        metavar="N",
+        type=_positive,
+        default=5,
+        help="length of the trainings, one that nnU-Net's own trainer comes with: "
+        "1, 5, 10, 20, 50, 100, … (default: %(default)s)",
     )
     command.add_argument("-device", choices=DEVICES, default="cpu", help="(default: %(default)s)")
     return parser

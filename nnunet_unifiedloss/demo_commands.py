@@ -163,11 +163,15 @@ def _read(log: Path) -> str:
 
 
 def _failure(command: Sequence[str], status: int, log: Path) -> str:
-    lines = [line for line in _read(log).splitlines() if line.strip()][-LOG_LINES_SHOWN:]
+    output = _read(log)
+    # What nnU-Net's workers say after it died fills the end of the output, so the end is not all.
+    first = re.search(r"^Traceback .*\n(?:[ \t].*\n|\n)*(\S.*)", output, re.MULTILINE)
+    lines = [line for line in output.splitlines() if line.strip()][-LOG_LINES_SHOWN:]
     return "\n".join(
         (
             f"this command failed with exit status {status}:",
             f"  {shlex.join(command)}",
+            *((f"The first error in its output: {first[1]}",) if first else ()),
             "The last lines of its output:",
             *(f"  {line}" for line in lines),
             f"All of it is in {log}",

@@ -52,7 +52,7 @@ def plan_step(folder: Path, console: Console) -> Step:
         # The configuration is added when preprocessing is done, so it also marks that it is done.
         try:
             return CONFIGURATION in _read_json(plans_file)["configurations"]
-        except (FileNotFoundError, json.JSONDecodeError):
+        except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError):
             return False
 
     def command() -> list[str]:

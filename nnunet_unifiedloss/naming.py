@@ -3,8 +3,8 @@
 ``nnUNetTrainer<Loss>[_<parameter><value>]…[_<Base>][_lr<value>][_<N>epochs][_<N>iters]``
 
 nnU-Net finds results folders by the typed name, so a configuration has one spelling: the parts in
-this order, parameters in the constructor's order and only where they differ from the default,
-numbers in their shortest form.
+this order, parameters in the constructor's order, numbers in their shortest form, and nothing that
+is the default anyway.
 """
 
 from __future__ import annotations
@@ -21,9 +21,12 @@ from typing import Any
 from nnunet_unifiedloss.losses import SegmentationLoss
 
 PREFIX = "nnUNetTrainer"
-_NUMBER = r"\d+(?:\.\d+)?(?:e[+-]?\d+)?"
+_NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?"
 _LIST = re.compile(rf"{_NUMBER}(?:-{_NUMBER})+", re.IGNORECASE)
-_SCHEDULE = re.compile(r"(\d+)(epochs|iters)")
+_SCHEDULE = re.compile(r"(\d{1,9})(epochs|iters)")
+# nnUNetTrainer's own settings: naming them would be another spelling of leaving them alone
+HOST_DEFAULTS = {"learning_rate": 0.01, "epochs": 1000, "iterations": 250}
+_LONGEST_NAME = 200  # file systems allow 255 characters, and plans and configuration follow
 
 
 class TrainerNameError(ValueError):
@@ -78,9 +81,18 @@ class TrainerName:
             if name in self.parameters and self.parameters[name] != defaults[name]
         ]
         parts += [] if self.base is None else [self.base]
-        parts += [] if self.learning_rate is None else [f"lr{format_value(self.learning_rate)}"]
-        parts += [] if self.epochs is None else [f"{self.epochs}epochs"]
-        parts += [] if self.iterations is None else [f"{self.iterations}iters"]
+        schedule = {
+            "learning_rate": f"lr{format_value(self.learning_rate or 0)}",
+            "epochs": f"{self.epochs}epochs",
+            "iterations": f"{self.iterations}iters",
+        }
+        # a variant may have defaults of its own, so after a base every setting says something
+        unsaid = HOST_DEFAULTS if self.base is None else {}
+        parts += [
+            part
+            for name, part in schedule.items()
+            if getattr(self, name) not in (None, unsaid.get(name))
+        ]
         return "_".join(parts)
 
 
@@ -140,6 +152,11 @@ typed name, so use that one
         known = [entry.trainer for entry in catalogue()]
         close = difflib.get_close_matches(name.partition("_")[0], known, n=3) or known
         raise TrainerNameError(f"{name}: not a trainer of ours; possible: {', '.join(close)}")
+    if len(name) > _LONGEST_NAME:
+        raise TrainerNameError(
+            f"{name}: has {len(name)} characters, but nnU-Net makes a folder of it; "
+            f"at most {_LONGEST_NAME} are possible"
+        )
     parsed = TrainerName(loss, **_read_parts(name, loss))
     try:
         loss(**parsed.parameters)
@@ -188,7 +205,7 @@ def _read_part(
                 return part, parameter, value, after
     if part.startswith("lr") and (value := _read_value(part.removeprefix("lr"), 0.0)) is not None:
         if not 0 < value < float("inf"):
-            raise TrainerNameError(f"{name}: part '{part}': the learning rate must be > 0")
+            raise TrainerNameError(f"{name}: part '{part}': the learning rate must be > 0, finite")
         return part, "learning_rate", value, after
     base = _read_base(name, rest)
     if base is None:

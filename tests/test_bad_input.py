@@ -96,6 +96,11 @@ def test_tensor_types(logits, target, message):
         losses.UnifiedFocalLoss()(logits, target)
 
 
+def test_tensors_on_two_devices():
+    with pytest.raises(ValueError, match=r"target: is on device meta, logits are on cpu"):
+        losses.UnifiedFocalLoss()(LOGITS, TARGET.to("meta"))
+
+
 def test_weights_for_the_wrong_number_of_classes():
     with pytest.raises(ValueError, match=re.escape("alpha: has 2 weights for 3 classes")):
         losses.FocalLoss(alpha=[0.5, 0.5])(LOGITS, TARGET)

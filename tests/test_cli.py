@@ -231,13 +231,13 @@ def test_demo_hands_its_arguments_on(monkeypatch, arguments, folder, epochs, dev
             DiscoveryError("/nnunetv2 cannot be written to", 'export a="$(b)"'),
             'error: /nnunetv2 cannot be written to\nremedy: export a="$(b)"\n',
         ),
-        (ValueError("gamma must be\n   ≥ 0, got [-1]"), "error: gamma must be ≥ 0, got [-1]\n"),
+        (ValueError("gamma must be\n   ≥ 0, got [-1]"), "error: gamma must be\n   ≥ 0, got [-1]\n"),
         (PermissionError(13, "Permission denied", "/a"), "[Errno 13] Permission denied: '/a'\n"),
         (RuntimeError(), "error: RuntimeError\n"),
         (ImportError("No module named 'torch'"), "remedy: nnunet-unifiedloss doctor\n"),
     ],
 )
-def test_an_error_is_a_line_and_its_remedy(monkeypatch, capsys, error, shown):
+def test_an_error_keeps_its_lines_and_names_its_remedy(monkeypatch, capsys, error, shown):
     def fail():
         raise error
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
+import itertools
 import json
 import os
 import shlex
@@ -85,7 +87,7 @@ def test_smallest_region_is_rare_and_regions_are_nested(dataset):
     shares = [(case.labels == phantom.LABELS["enhancing"]).mean() for case in cases.values()]
     assert 0 < np.mean(shares) < 0.005
     regions = list(phantom.REGIONS.values())
-    assert all(set(inner) < set(outer) for outer, inner in zip(regions, regions[1:], strict=False))
+    assert all(set(inner) < set(outer) for outer, inner in itertools.pairwise(regions))
     for case in cases.values():
         assert set(np.unique(case.labels)) == {0, *phantom.LABELS.values()}
         assert (case.image[case.labels > 0] > 0).all()
@@ -201,7 +203,7 @@ class FakeNnunet:
     def __call__(self, command: Sequence[str], log: Path, **options: object) -> None:
         self.commands.append(shlex.join(command))
         self.settings = options["settings"]
-        arguments = dict(zip(command, command[1:], strict=False))
+        arguments = dict(itertools.pairwise(command))
         actions: Mapping[str, Callable[[Mapping[str, str]], None]] = {
             "nnUNetv2_plan_and_preprocess": self.plan,
             "nnUNetv2_train": self.train,
@@ -237,7 +239,9 @@ class FakeNnunet:
 
     def predict(self, arguments: Mapping[str, str]) -> None:
         reference = Path(arguments["-i"]).parent / "labelsTs"
-        shutil.copytree(reference, arguments["-o"], copy_function=shutil.copyfile)
+        shutil.copytree(
+            reference, arguments["-o"], copy_function=shutil.copyfile, dirs_exist_ok=True
+        )
 
 
 @pytest.fixture
@@ -349,9 +353,6 @@ def test_unusable_predictions_are_repeated(nnunet, console, harm):
     else:
         os.utime(prediction, (0, 0))
     nnunet.commands.clear()
-    shutil.rmtree(prediction.parent, ignore_errors=harm == "never")
-    prediction.parent.mkdir()
-    shutil.rmtree(prediction.parent)
     demo.run_demo(nnunet.folder, console=console)
     assert len(nnunet.commands) == 1
 
@@ -360,3 +361,194 @@ def test_step_without_results_is_an_error(nnunet, console, monkeypatch):
     monkeypatch.setattr(nnunet, "train", lambda _: None)
     with pytest.raises(RuntimeError, match=r"(?s)nnUNetv2_train .*ended without its results.*log"):
         demo.run_demo(nnunet.folder, console=console)
+
+
+# Running a command
+
+
+def run_python(code: str, log: Path, console: Console, *, epochs: int | None = None) -> None:
+    settings = {"DEMO_TEST": "set"}
+    command = ["python", "-c", code]
+    demo_commands.run_command(
+        command, log, settings=settings, title="title", epochs=epochs, console=console
+    )
+
+
+def test_output_and_settings_reach_the_log(tmp_path, console):
+    log = tmp_path / "logs" / "some.log"
+    run_python("import os, sys; print(os.environ['DEMO_TEST']); sys.exit(0)", log, console)
+    assert log.read_text() == "set\n"
+
+
+def test_failing_command_is_explained(tmp_path, console):
+    log = tmp_path / "some.log"
+    code = "for i in range(30): print('line', i)\nraise SystemExit(3)"
+    with pytest.raises(RuntimeError, match="failed with exit status 3") as caught:
+        run_python(code, log, console)
+    message = str(caught.value)
+    assert shlex.join(["python", "-c", code]) in message
+    assert "line 15\n" in message
+    assert "line 29\n" in message
+    assert "line 14\n" not in message
+    assert str(log) in message
+    assert "run the demo again" in message
+
+
+def test_first_error_is_named(tmp_path, console):
+    code = (
+        "import traceback\n"
+        "try: {}['the cause']\n"
+        "except KeyError: traceback.print_exc()\n"
+        "raise RuntimeError('workers are no longer alive')"
+    )
+    with pytest.raises(RuntimeError, match="The first error in its output: KeyError: 'the cause'"):
+        run_python(code, tmp_path / "some.log", console)
+
+
+def test_absent_command_is_explained(tmp_path, console):
+    with pytest.raises(RuntimeError, match=r"nnUNetv2_none is neither in .* pip install nnunetv2"):
+        demo_commands.run_command(
+            ["nnUNetv2_none"], tmp_path / "log", settings={}, title="title", console=console
+        )
+
+
+def test_epochs_are_shown_live(tmp_path):
+    console = Console(file=io.StringIO(), width=120, force_terminal=True)
+    code = (
+        "import time\n"
+        "for epoch in range(2):\n"
+        "    print(f'2026-01-01 00:00:00.0: Epoch {epoch}')\n"
+        "    time.sleep(1)\n"
+        "    print('2026-01-01 00:00:00.0: Epoch time: 1 s')\n"
+        "print('2026-01-01 00:00:00.0: Training done.')\n"
+        "time.sleep(1)\n"
+    )
+    run_python(code, tmp_path / "log", console, epochs=2)
+    for state in ("epoch 1 of 2", "epoch 2 of 2", "validation"):
+        assert f"title, {state}" in printed(console)
+
+
+CHILD_WITH_WORKER = """
+import subprocess, sys, time
+worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+print(worker.pid, flush=True)
+{end}
+"""
+
+
+def ends(process: int) -> bool:
+    """Whether the process is gone within seconds: a killed one takes its time."""
+    state = Path(f"/proc/{process}/stat")
+    for _ in range(100):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if state.read_text().rsplit(")", 1)[1].split()[0] != "Z":
+                time.sleep(0.05)
+                continue
+        return True
+    return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes in /proc")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interruption_ends_the_command_and_its_workers(tmp_path, console, number):
+    log = tmp_path / "log"
+
+    def interrupt() -> None:
+        while not (log.exists() and log.read_text().endswith("\n")):
+            time.sleep(0.05)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        run_python(CHILD_WITH_WORKER.format(end="time.sleep(60)"), log, console)
+    assert ends(int(log.read_text()))
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes in /proc")
+def test_workers_of_a_command_that_died_are_ended(tmp_path, console):
+    log = tmp_path / "log"
+    with pytest.raises(RuntimeError, match="exit status 1"):
+        run_python(CHILD_WITH_WORKER.format(end="import os; os._exit(1)"), log, console)
+    assert ends(int(log.read_text()))
+
+
+# Table and picture
+
+
+def synthetic_case() -> phantom.PhantomCase:
+    labels = np.zeros(phantom.SHAPE, np.uint8)
+    labels[10:20, 20:30, 20:30] = phantom.LABELS["edema"]
+    labels[12:18, 22:28, 22:28] = phantom.LABELS["non-enhancing core"]
+    labels[14:16, 23:27, 23:27] = phantom.LABELS["enhancing"]
+    image = np.random.default_rng(0).integers(100, 400, phantom.SHAPE).astype(np.int16)
+    return phantom.PhantomCase(image, labels)
+
+
+def test_dice_score():
+    one, other = np.array([1, 1, 0, 0], bool), np.array([0, 1, 1, 1], bool)
+    assert dice_score(one, other) == pytest.approx(2 / 5)
+    assert dice_score(one, one) == 1
+    assert dice_score(one, ~one) == 0
+    assert np.isnan(dice_score(one & False, one & False))
+
+
+def test_dice_table_by_region_and_class():
+    case = synthetic_case()
+    lost = np.where(case.labels == phantom.LABELS["enhancing"], 2, case.labels)
+    nothing = phantom.PhantomCase(case.image, np.zeros_like(case.labels))
+    cases = {"a": case, "b": nothing}
+    predictions = {
+        "baseline": {"a": lost, "b": nothing.labels},
+        "ours": {"a": case.labels, "b": nothing.labels},
+    }
+    table = dice_table(cases, predictions)
+    assert list(table.columns) == ["% of voxels", "baseline", "ours", "difference"]
+    assert list(table.loc["region"].index) == ["whole_tumour", "tumour_core", "enhancing_tumour"]
+    assert list(table.loc["class"].index) == ["edema", "non-enhancing core", "enhancing"]
+    # Case b has nothing to find and nothing found, which says nothing about the trainers.
+    assert list(table["ours"]) == [1.0] * 6
+    assert list(table["baseline"]) == [1.0, 1.0, 0.0, 1.0, 2 * 184 / (184 + 216), 0.0]
+    assert list(table["difference"]) == list(table["ours"] - table["baseline"])
+    share = 100 * 32 / case.labels.size / 2
+    assert table.loc[("class", "enhancing"), "% of voxels"] == pytest.approx(share)
+
+
+def test_rich_table_shows_all_rows(console):
+    case = synthetic_case()
+    predictions = {name: {"a": case.labels} for name in (BASELINE, OURS)}
+    console.print(as_rich_table(dice_table({"a": case}, predictions)))
+    for word in (*phantom.REGIONS, *phantom.LABELS, BASELINE, OURS, "1.000", "+0.000"):
+        assert word in printed(console)
+
+
+def test_picture_is_wide_and_shows_the_colours(tmp_path):
+    case = synthetic_case()
+    path = tmp_path / "picture.png"
+    draw_predictions({"a": case}, {name: {"a": case.labels} for name in (BASELINE, OURS)}, path)
+    pixels = imread(path)
+    assert pixels.shape[1] == 1600
+    colourful = np.ptp(pixels[..., :3], axis=-1) > 0.1
+    quarters = [
+        quarter.any() for quarter in np.split(colourful[: len(pixels) // 2 + 50], 4, axis=1)
+    ]
+    assert quarters == [False, True, True, True]
+
+
+# The real thing
+
+
+@pytest.mark.slow
+def test_demo_from_end_to_end(tmp_path):
+    folder = tmp_path / "folder with a space"
+    command = [sys.executable, "-m", "nnunet_unifiedloss", "demo", "-o", str(folder)]
+    command += ["--epochs", "1", "-device", "cpu"]
+    first = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "Dice, mean over the test cases" in first.stdout
+    assert (folder / "demo.png").is_file()
+    for trainer in ("nnUNetTrainer_1epoch", "nnUNetTrainerUnifiedFocal_1epochs"):
+        for path in (folder / "predictions" / trainer).glob("*.nii.gz"):
+            with gzip.open(path) as file:
+                assert file.read()
+    again = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert again.stdout.count("done before, skipped") == 5

@@ -202,19 +202,37 @@ def test_a_compound_takes_the_softmax_once(monkeypatch):
     assert len(calls) == 1
 
 
-def test_delta_above_a_half_favours_sensitivity():
-    """With δ > ½ a missed lesion costs more than an invented one of the same size."""
+@pytest.mark.parametrize("regions", [False, True])
+@pytest.mark.parametrize("weight", [0, 1])
+@pytest.mark.parametrize("name", ["UnifiedFocalLoss", "SymmetricUnifiedFocalLoss"])
+def test_delta_above_a_half_favours_sensitivity(name, weight, regions):
+    """A missed lesion costs more than an invented one of the same size, the more the larger δ."""
     target = torch.zeros(1, 1, 8, 8)
     target[..., :4, :4] = 1
-    missed, invented = torch.zeros(1, 2, 8, 8), torch.zeros(1, 2, 8, 8)
-    missed[:, 0], invented[:, 1] = 5, 5
-    missed[:, 1], invented[:, 0] = -5, -5
-    invented[:, :, 4:, 4:], missed[:, :, 4:, 4:] = torch.tensor([5.0, -5.0])[:, None, None], 0
-    for name in ("UnifiedFocalLoss", "SymmetricUnifiedFocalLoss"):
-        low, high = (build(name, delta=delta, weight=0)(missed, target) for delta in (0.5, 0.9))
-        assert high > low
-    low, high = (build("TverskyLoss", alpha=1 - b, beta=b)(missed, target) for b in (0.5, 0.9))
-    assert high > low
+    sure = torch.where(target == 1, 5.0, -5.0)
+    missed, invented = sure.clone(), sure.clone()
+    missed[..., :2, :4] = -5.0
+    invented[..., 4:6, :4] = 5.0
+    ratios = []
+    for delta in (0.3, 0.6, 0.9):
+        options = {"weight": weight, "gamma": 0, "include_background": False, "regions": regions}
+        loss = build(name, delta=delta, **options)
+        values = [
+            loss(x if regions else torch.cat([-x, x], 1) / 2, target) for x in (missed, invented)
+        ]
+        ratios.append((values[0] / values[1]).item())
+    assert ratios[0] < 1 < ratios[1] < ratios[2]
+
+
+@every_loss
+@every_mode
+def test_second_derivatives_are_refused_rather_than_wrong(name, regions):
+    logits, target = make_batch(regions=regions)
+    (grad,) = torch.autograd.grad(
+        build(name, regions=regions)(logits, target), logits, create_graph=True
+    )
+    with pytest.raises(RuntimeError, match=r"once_differentiable|does not require grad"):
+        grad.pow(2).sum().backward()
 
 
 def test_repr_names_every_parameter():

@@ -100,6 +100,7 @@ def test_known_variants_are_found(suffix):
         "nnUNetTrainerFocal_alpha1e-5-0.5-2",
         "nnUNetTrainerDiceCrossEntropy_weightDice2_weightCe0.5",
         "nnUNetTrainerUnifiedFocal_DA5_10epochs",
+        "nnUNetTrainerUnifiedFocal_Adam1en3_lr0.01_1000epochs",
         "nnUNetTrainerUnifiedFocal_onlyMirror01_DASegOrd0_10epochs",
     ],
 )
@@ -130,6 +131,8 @@ def test_names_round_trip(name):
         ),
         ("nnUNetTrainerUnifiedFocal_010epochs", "nnUNetTrainerUnifiedFocal_10epochs"),
         ("nnUNetTrainerUnifiedFocal_10iters_5epochs", "nnUNetTrainerUnifiedFocal_5epochs_10iters"),
+        ("nnUNetTrainerUnifiedFocal_lr0.01_1000epochs_250iters", "nnUNetTrainerUnifiedFocal"),
+        ("nnUNetTrainerFocal_alpha.5-1", "nnUNetTrainerFocal_alpha0.5-1"),
     ],
 )
 def test_another_spelling_is_refused_with_the_right_one(name, right):

@@ -124,6 +124,34 @@ def test_precise_where_the_prediction_is_almost_perfect(name, regions):
     )
 
 
+@every_loss
+@every_mode
+@pytest.mark.parametrize("margin", [16.0, 20.0, 40.0])
+def test_precise_where_a_structure_is_missed_with_confidence(name, regions, margin):
+    """1 − p_t rounds to 1 there in float32, but its gradient must not be lost with it."""
+    _, target = make_batch(regions=regions, channels=3, dims=3)
+    wrong = logits_for(torch.zeros_like(target), 3, regions, margin / 2)
+    for parameters in [{}, *TABLE[name].parameters]:
+        results = {}
+        for dtype in (torch.float32, torch.float64):
+            logits = wrong.clone().to(dtype).requires_grad_()
+            value = getattr(losses, name)(regions=regions, **parameters)(logits, target)
+            value.backward()
+            results[dtype] = value.item(), logits.grad.double()
+        (value, grad), (expected_value, expected) = results.values()
+        assert value == pytest.approx(expected_value, rel=1e-5)
+        # the slope at the true class; at a saturated class it is a difference of equal numbers
+        if regions:
+            slope, expected_slope = grad[target], expected[target]
+        else:
+            slope, expected_slope = (
+                g.gather(1, target.long())[target > 0] for g in (grad, expected)
+            )
+        scale = expected_slope.abs().max().item()
+        torch.testing.assert_close(slope, expected_slope, rtol=1e-3, atol=1e-3 * scale)
+        assert (slope.abs().max() > 0) == (scale > 0)
+
+
 @pytest.mark.parametrize("gamma", [0.1, 0.5, 0.9, 0.99])
 def test_focusing_has_no_infinite_slope(gamma):
     """(1−p)^γ at p = 1 and (1−TI)^(1−γ) at TI = 1, approached from all sides."""

@@ -11,6 +11,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_unifiedloss import trainers
 from nnunet_unifiedloss.losses import UnifiedFocalLoss
+from nnunet_unifiedloss.naming import HOST_DEFAULTS
 from nnunet_unifiedloss.trainer import LossTrainer, RecordedLoss
 
 PATCH = (16, 16, 16)
@@ -138,6 +139,12 @@ def test_the_name_sets_the_schedule_and_the_log_says_what_ran(capsys):
     logged = capsys.readouterr().out
     assert "Loss: UnifiedFocalLoss(" in logged
     assert "weight=0.5, delta=0.6, gamma=0.3, smooth=1e-07" in logged
+
+
+def test_the_defaults_that_names_leave_out_are_nnunets():
+    trainer = make_trainer()
+    attributes = ("initial_lr", "num_epochs", "num_iterations_per_epoch")
+    assert [getattr(trainer, name) for name in attributes] == list(HOST_DEFAULTS.values())
 
 
 def test_the_signature_of_the_constructor_is_nnunets():

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import inspect
 import math
-from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import TypedDict, Unpack
+from typing_extensions import TypedDict
 
 from nnunet_unifiedloss.losses.view import LabelView, RegionView, View
 
@@ -108,9 +107,9 @@ class SegmentationLoss(nn.Module):
         """The summands of the loss by name; their sum is the loss."""
         return self.evaluate_terms(self.view(logits, target))
 
-    @abstractmethod
     def evaluate(self, view: View) -> Tensor:
-        """The loss, from the view of a batch."""
+        """The loss, from the view of a batch; each loss implements it."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement evaluate(view)")
 
     def evaluate_terms(self, view: View) -> dict[str, Tensor]:
         """The summands of the loss by name, from the view of a batch."""
@@ -147,6 +146,11 @@ class SegmentationLoss(nn.Module):
             raise ValueError(
                 f"logits: expected shape (B, C, *S) with two or three spatial axes, "
                 f"got {tuple(logits.shape)}"
+            )
+        if target.device != logits.device:
+            raise ValueError(
+                f"target: is on device {target.device}, logits are on {logits.device}; "
+                f"move it with target.to(logits.device)"
             )
         if logits.numel() == 0:
             raise ValueError(f"logits: shape {tuple(logits.shape)} holds no voxel")
@@ -258,7 +262,6 @@ __all__ = [
     "CompoundLoss",
     "Options",
     "SegmentationLoss",
-    "Unpack",
     "check_flag",
     "check_number",
     "check_weights",

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, distributed
+from torch.autograd.function import once_differentiable
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
@@ -33,6 +34,7 @@ class _SumOverRanks(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # noqa: ANN401
         total = grad.clone()
         distributed.all_reduce(total)

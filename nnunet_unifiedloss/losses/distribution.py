@@ -91,27 +91,24 @@ class FocalLoss(SegmentationLoss):
     ) -> None:
         super().__init__(**options)
         self.gamma = check_number("gamma", gamma)
-        self.alpha = alpha
-        self._class_weights: Tensor | None
-        self.register_buffer("_class_weights", None, persistent=False)
+        self.alpha: float | tuple[float, ...] | None = None
         if isinstance(alpha, (int, float)):
             self.alpha = check_number("alpha", alpha, maximum=1)
         elif alpha is not None:
             self.alpha = check_weights("alpha", alpha)
-            # float64, so that float64 logits lose nothing; cast where it is used
-            self._class_weights = torch.tensor(self.alpha, dtype=torch.float64)
 
     def evaluate(self, view: View) -> Tensor:
         """Mean of α_t · (1 − p_t)^γ · CE."""
         focal = view.focal(self.gamma)
         if isinstance(self.alpha, (int, float)):
             focal = focal * _foreground_weight(view, self.alpha)
-        elif self._class_weights is not None:
-            if len(self._class_weights) != view.num_classes:
+        elif self.alpha is not None:
+            if len(self.alpha) != view.num_classes:
                 raise ValueError(
-                    f"alpha: has {len(self._class_weights)} weights for {view.num_classes} classes"
+                    f"alpha: has {len(self.alpha)} weights for {view.num_classes} classes"
                 )
-            focal = focal * self._class_weights.to(focal)[view.label]
+            sums = view.sum_by_class(focal).unbind(-1)
+            focal = torch.stack([a * f for a, f in zip(self.alpha, sums, strict=True)])
         return view.mean_over_voxels(focal)
 
 
