@@ -49,6 +49,7 @@ class SymmetricUnifiedFocalLoss(CompoundLoss):
         TypeError, ValueError: An argument is out of range; see also :class:`SegmentationLoss`.
 
     Example:
+        >>> import torch
         >>> logits, target = torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4)
         >>> loss = SymmetricUnifiedFocalLoss(weight=0, delta=0.5, gamma=0)  # ½ cross entropy
         >>> round(loss(logits, target).item(), 4)
@@ -116,9 +117,10 @@ class UnifiedFocalLoss(CompoundLoss):
         TypeError, ValueError: An argument is out of range; see also :class:`SegmentationLoss`.
 
     Example:
+        >>> import torch
         >>> logits, target = torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4)
         >>> round(UnifiedFocalLoss()(logits, target).item(), 4)
-        0.6441
+        0.611
 
     References:
         Yeung et al.: Unified Focal loss, Computerized Medical Imaging and Graphics 2022
@@ -178,6 +180,7 @@ class ComboLoss(CompoundLoss):
         TypeError, ValueError: An argument is out of range; see also :class:`SegmentationLoss`.
 
     Example:
+        >>> import torch
         >>> logits, target = torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4)
         >>> round(ComboLoss()(logits, target).item(), 4)
         0.0066
@@ -243,6 +246,7 @@ class DiceCrossEntropyLoss(CompoundLoss):
             :class:`SegmentationLoss`.
 
     Example:
+        >>> import torch
         >>> logits, target = torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4)
         >>> round(DiceCrossEntropyLoss()(logits, target).item(), 4)
         1.0265

@@ -33,6 +33,7 @@ class CrossEntropyLoss(SegmentationLoss):
         TypeError, ValueError: See :class:`SegmentationLoss`.
 
     Example:
+        >>> import torch
         >>> logits, target = torch.zeros(1, 2, 4, 4), torch.zeros(1, 1, 4, 4)
         >>> round(CrossEntropyLoss()(logits, target).item(), 4)
         0.6931
@@ -70,6 +71,7 @@ class FocalLoss(SegmentationLoss):
             weight for each class; see also :class:`SegmentationLoss`.
 
     Example:
+        >>> import torch
         >>> logits, target = torch.zeros(1, 2, 4, 4), torch.zeros(1, 1, 4, 4)
         >>> round(FocalLoss(gamma=2)(logits, target).item(), 4)
         0.1733
@@ -131,6 +133,7 @@ class SymmetricFocalLoss(SegmentationLoss):
         TypeError, ValueError: An argument is out of range; see also :class:`SegmentationLoss`.
 
     Example:
+        >>> import torch
         >>> logits, target = torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4)
         >>> round(SymmetricFocalLoss(delta=0.7, gamma=1)(logits, target).item(), 4)
         0.2426
@@ -173,6 +176,7 @@ class AsymmetricFocalLoss(SegmentationLoss):
         TypeError, ValueError: An argument is out of range; see also :class:`SegmentationLoss`.
 
     Example:
+        >>> import torch
         >>> logits, target = torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4)
         >>> round(AsymmetricFocalLoss(delta=0.7, gamma=1)(logits, target).item(), 4)
         0.4852

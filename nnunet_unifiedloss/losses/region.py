@@ -81,6 +81,7 @@ class TverskyLoss(SegmentationLoss):
             :class:`SegmentationLoss`.
 
     Example:
+        >>> import torch
         >>> logits, target = torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4)
         >>> round(TverskyLoss(alpha=0.3, beta=0.7)(logits, target).item(), 4)
         0.4118
@@ -143,6 +144,7 @@ class DiceLoss(SegmentationLoss):
         TypeError, ValueError: An argument is out of range; see also :class:`SegmentationLoss`.
 
     Example:
+        >>> import torch
         >>> logits, target = torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4)
         >>> round(DiceLoss()(logits, target).item(), 4)
         0.3333
@@ -203,6 +205,7 @@ class FocalTverskyLoss(TverskyLoss):
             :class:`SegmentationLoss`.
 
     Example:
+        >>> import torch
         >>> logits, target = torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4)
         >>> round(FocalTverskyLoss(gamma=0.75)(logits, target).item(), 4)
         0.514
@@ -260,6 +263,7 @@ class SymmetricFocalTverskyLoss(SegmentationLoss):
         TypeError, ValueError: An argument is out of range; see also :class:`SegmentationLoss`.
 
     Example:
+        >>> import torch
         >>> logits, target = torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4)
         >>> round(SymmetricFocalTverskyLoss(delta=0.7, gamma=0)(logits, target).item(), 4)
         0.7059
@@ -330,6 +334,7 @@ class AsymmetricFocalTverskyLoss(SymmetricFocalTverskyLoss):
         TypeError, ValueError: An argument is out of range; see also :class:`SegmentationLoss`.
 
     Example:
+        >>> import torch
         >>> logits, target = torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4)
         >>> round(AsymmetricFocalTverskyLoss(delta=0.7, gamma=0.5)(logits, target).item(), 4)
         0.8208
