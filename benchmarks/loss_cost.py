@@ -7,8 +7,9 @@
 
 All losses run in turn, again and again, in one process on the same logits. The table shows the
 median over the rounds of the ratio to the baseline of the same round, so that a machine whose
-speed drifts does not favour anybody. Memory is the peak of what the profiler sees allocated during
-forward and backward, the gradient of the logits included.
+speed drifts does not favour anybody. Time is processor time, by default of one thread: unlike the
+clock on the wall it does not depend on what else the machine does. Memory is the peak of what the
+profiler sees allocated during forward and backward, the gradient of the logits included.
 """
 
 from __future__ import annotations
@@ -89,11 +90,11 @@ def make_batch(
 
 
 def run_once(loss: LossFunction, logits: Tensor, target: Tensor) -> float:
-    """Seconds of one forward and backward pass."""
+    """Seconds of processor time of one forward and backward pass."""
     logits.grad = None
-    start = time.perf_counter()
+    start = time.process_time()
     loss(logits, target).backward()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def peak_memory(loss: LossFunction, logits: Tensor, target: Tensor) -> int:
@@ -175,7 +176,7 @@ def main() -> None:
     parser.add_argument("--shape", type=int, nargs="+", help="B C *S; default: the two patches")
     parser.add_argument("--losses", nargs="+", choices=sorted(SegmentationLoss.registry))
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--regions", action="store_true", help="region-based training")
     parser.add_argument("--ignore", action="store_true", help="with ignored voxels")
     parser.add_argument("--growth", action="store_true", help="growth with classes and voxels")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,18 +66,21 @@ def dice_table(
 
 
 def as_rich_table(dice: pd.DataFrame) -> Table:
-    """The table of `dice_table` for the terminal."""
+    """The table of `dice_table` for the terminal, narrow enough for 80 columns."""
     table = Table(title="Dice, mean over the test cases")
-    for name in dice.index.names:
-        table.add_column(str(name))
+    table.add_column("structure", no_wrap=True)
     for name in dice.columns:
-        table.add_column(str(name), justify="right", overflow="fold")
-    for kind, rows in dice.groupby(level=0, sort=False):
-        for (_, structure), (share, *scores, difference) in zip(
-            rows.index, rows.to_numpy(), strict=True
+        # Where to break a name, as the terminal would break it anywhere.
+        header = re.sub(r"(Trainer(?!_)| of )", r"\1\n", str(name)).replace("_", "\n_")
+        table.add_column(header, justify="right")
+    for kind, rows in dice.groupby(level="kind", sort=False):
+        table.add_row(f"by {kind}", style="italic")
+        structures = rows.index.get_level_values("structure")
+        for structure, (share, *scores, difference) in zip(
+            structures, rows.to_numpy(), strict=True
         ):
             cells = [f"{share:.2f}", *(f"{score:.3f}" for score in scores), f"{difference:+.3f}"]
-            table.add_row(str(kind), str(structure), *cells)
+            table.add_row(f"  {structure}", *cells)
         table.add_section()
     return table
 

@@ -77,7 +77,7 @@ class SoftmaxSplit(torch.autograd.Function):
 
 
 class SigmoidSplit(torch.autograd.Function):
-    """(logits, foreground) → (ln p_t, 1 − p_t) of the problems {background, region}.
+    """(logits, background) → (ln p_t, 1 − p_t) of the problems {background, region}.
 
     The output 1 − p_t has no gradient of its own, see :class:`Error`.
     """
@@ -86,18 +86,18 @@ class SigmoidSplit(torch.autograd.Function):
     def forward(
         ctx: Any,  # noqa: ANN401
         logits: Tensor,
-        foreground: Tensor,
+        background: Tensor,
         ignored: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        logits_float = logits.to(accumulation_dtype(logits))
-        margin = torch.where(foreground, logits_float, -logits_float)
+        margin = (1 - 2 * background).mul_(logits)  # the logit of the true class
         if ignored is not None:
             margin = margin.masked_fill_(ignored, _SATURATED_LOGIT)
-        error = torch.sigmoid(-margin)
+        log_p_t = functional.logsigmoid(margin)
+        error = margin.neg_().sigmoid_()
         ctx.mark_non_differentiable(error)
-        ctx.save_for_backward(error, foreground)
+        ctx.save_for_backward(error, background)
         ctx.dtype = logits.dtype
-        return functional.logsigmoid(margin), error
+        return log_p_t, error
 
     @staticmethod
     @once_differentiable
@@ -106,9 +106,8 @@ class SigmoidSplit(torch.autograd.Function):
         grad_log_p_t: Tensor,
         _: None,
     ) -> tuple[Tensor, None, None]:
-        error, foreground = ctx.saved_tensors
-        slope = error * grad_log_p_t
-        return torch.where(foreground, slope, -slope).to(ctx.dtype), None, None
+        error, background = ctx.saved_tensors
+        return (1 - 2 * background).mul_(error).mul_(grad_log_p_t).to(ctx.dtype), None, None
 
 
 class Error(torch.autograd.Function):

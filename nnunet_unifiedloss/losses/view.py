@@ -19,7 +19,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nnunet_unifiedloss.losses.autograd import Error, FocalTerm, SigmoidSplit, SoftmaxSplit
+from nnunet_unifiedloss.losses.autograd import (
+    Error,
+    FocalTerm,
+    SigmoidSplit,
+    SoftmaxSplit,
+    accumulation_dtype,
+)
 from nnunet_unifiedloss.losses.distributed import sum_over_ranks
 
 
@@ -52,15 +58,10 @@ class View(ABC):
         self.batch_dice = batch_dice
         self.ddp = ddp
         self._counts: Counts | None = None
-        self._background: Tensor | None = None
 
     @abstractmethod
     def _false_positives(self, false_negatives: Tensor) -> Tensor:
         """Σ p(1−y) over space, (B, G, K)."""
-
-    @abstractmethod
-    def _is_background(self) -> Tensor:
-        """True where the true class is the background, (B, G, *S)."""
 
     @abstractmethod
     def sum_by_class(self, values: Tensor) -> Tensor:
@@ -89,10 +90,13 @@ class View(ABC):
         They are summed over the batch where ``batch_dice``, and then over ranks where ``ddp``.
         """
         if self._counts is None:
-            p_t = self.log_p_t.exp()
-            p_t = p_t if self.ignored is None else p_t.masked_fill(self.ignored, 0)
-            true_positives = self.sum_by_class(p_t)
             false_negatives = self.sum_by_class(self.error)
+            with torch.no_grad():
+                p_t = self.log_p_t.exp()
+                p_t = p_t if self.ignored is None else p_t.masked_fill_(self.ignored, 0)
+                true_positives = self.sum_by_class(p_t)
+            # a sum of its own keeps the digits; the slope is that of p_t = 1 − error
+            true_positives = true_positives - (false_negatives - false_negatives.detach())
             counts = torch.stack(
                 [true_positives, self._false_positives(false_negatives), false_negatives]
             )
@@ -103,11 +107,9 @@ class View(ABC):
         return self._counts
 
     @property
+    @abstractmethod
     def background(self) -> Tensor:
         """1 where the true class is the background or ignored, else 0, (B, G, *S)."""
-        if self._background is None:
-            self._background = self._is_background().to(self.log_p_t.dtype)
-        return self._background
 
     @property
     def cross_entropy(self) -> Tensor:
@@ -179,13 +181,18 @@ class LabelView(View):
             ignored = label == ignore_label
             self.label = label = label.masked_fill(ignored, 0)
         super().__init__(ignored, logits.shape[1], batch_dice, ddp)
+        self._background: Tensor | None = None
         self.log_p_t, self._error, self.others = _softmax_split(logits, label, ignored)
 
     def _false_positives(self, false_negatives: Tensor) -> Tensor:
         return self.others.flatten(2).sum(2)[:, None]
 
-    def _is_background(self) -> Tensor:
-        return self.label == 0
+    @property
+    def background(self) -> Tensor:
+        """1 where the true class is the background or ignored, else 0, (B, 1, *S)."""
+        if self._background is None:
+            self._background = (self.label == 0).to(self.log_p_t.dtype)
+        return self._background
 
     def sum_by_class(self, values: Tensor) -> Tensor:
         """Sum a map (B, 1, *S) over the voxels of each true class, giving (B, 1, K).
@@ -218,14 +225,16 @@ class RegionView(View):
         if ignored is not None:
             foreground = foreground & ~ignored
         super().__init__(ignored, 2, batch_dice, ddp)
-        self.foreground = foreground
-        self.log_p_t, self._error = SigmoidSplit.apply(logits, foreground, ignored)
+        self._background = (~foreground).to(accumulation_dtype(logits))
+        self.log_p_t, self._error = SigmoidSplit.apply(logits, self._background, ignored)
 
     def _false_positives(self, false_negatives: Tensor) -> Tensor:
         return false_negatives.flip(2)  # what one of two classes misses, the other one claims
 
-    def _is_background(self) -> Tensor:
-        return ~self.foreground
+    @property
+    def background(self) -> Tensor:
+        """1 where the true class is the background or ignored, else 0, (B, R, *S)."""
+        return self._background
 
     def sum_by_class(self, values: Tensor) -> Tensor:
         """Sum a map (B, R, *S) over the background and the foreground voxels, giving (B, R, 2)."""
