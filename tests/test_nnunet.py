@@ -243,7 +243,8 @@ def test_trainers_from_a_built_wheel(tmp_path):
         "from nnunet_unifiedloss.discovery import trainers_folder as f;"
         "from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find;"
         "import os; os.environ['nnUNet_extTrainer'] = str(f());"
-        "name = find('nnUNetTrainerUnifiedFocal_delta0.7_3epochs').__name__; print(f()); print(name)"
+        "name = find('nnUNetTrainerUnifiedFocal_delta0.7_3epochs').__name__;"
+        "print(f()); print(name)"
     )
     environment = os.environ | {"PYTHONPATH": str(target)}
     done = subprocess.run(
