@@ -169,7 +169,7 @@ def _failure(command: Sequence[str], status: int, log: Path) -> str:
     lines = [line for line in output.splitlines() if line.strip()][-LOG_LINES_SHOWN:]
     return "\n".join(
         (
-            f"this command failed with exit status {status}:",
+            f"this command {_ending(status)}:",
             f"  {shlex.join(command)}",
             *((f"The first error in its output: {first[1]}",) if first else ()),
             "The last lines of its output:",
@@ -178,3 +178,12 @@ def _failure(command: Sequence[str], status: int, log: Path) -> str:
             "Mend the cause and run the demo again: it goes on from here.",
         )
     )
+
+
+def _ending(status: int) -> str:
+    if status >= 0:
+        return f"failed with exit status {status}"
+    name = signal.Signals(-status).name
+    if name == "SIGKILL":
+        return "was killed, as happens when memory runs out"
+    return f"was ended by the signal {name}"

@@ -81,7 +81,7 @@ def plan_step(folder: Path, console: Console) -> Step:
 
 def _small_configuration(plans: dict[str, Any]) -> dict[str, Any]:
     """A small relative of the planned 3d_fullres, on the same preprocessed data."""
-    features = [16, 32, 64]
+    features = [16, 16, 32]
     stages = len(features)
     architecture = dict(plans["configurations"]["3d_fullres"]["architecture"])
     architecture["arch_kwargs"] = {

@@ -394,6 +394,16 @@ def test_failing_command_is_explained(tmp_path, console):
     assert "run the demo again" in message
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
+@pytest.mark.parametrize(
+    ("name", "ending"), [("SIGKILL", "killed, .* memory runs out"), ("SIGTERM", "signal SIGTERM")]
+)
+def test_commands_ended_by_a_signal_are_explained(tmp_path, console, name, ending):
+    code = f"import os, signal; os.kill(os.getpid(), signal.{name})"
+    with pytest.raises(RuntimeError, match=f"this command was .*{ending}"):
+        run_python(code, tmp_path / "some.log", console)
+
+
 def test_first_error_is_named(tmp_path, console):
     code = (
         "import traceback\n"
