@@ -140,54 +140,20 @@ def asymmetric_focal_tversky(
     return (np.hstack([background, foreground]) if include_background else foreground).mean()
 
 
-def symmetric_unified_focal(
-    logits,
-    target,
-    *,
-    weight=0.5,
-    delta=0.6,
-    gamma=0.5,
-    smooth=1e-7,
-    include_background=True,
-    **options,
-):
-    region = symmetric_focal_tversky(
-        logits,
-        target,
-        delta=delta,
-        gamma=gamma,
-        smooth=smooth,
-        include_background=include_background,
-        **options,
-    )
-    return weight * region + (1 - weight) * symmetric_focal(
-        logits, target, delta=delta, gamma=gamma, **options
-    )
+def unified(region_loss, voxel_loss):
+    """λ · region-based + (1 − λ) · distribution-based, with the same δ and γ."""
+
+    def loss(logits, target, *, weight=0.5, delta=0.6, gamma=0.5, **others):
+        smoothing = {k: others.pop(k) for k in ("smooth", "include_background") if k in others}
+        shared = {"delta": delta, "gamma": gamma, **others}
+        region = region_loss(logits, target, **smoothing, **shared)
+        return weight * region + (1 - weight) * voxel_loss(logits, target, **shared)
+
+    return loss
 
 
-def unified_focal(
-    logits,
-    target,
-    *,
-    weight=0.5,
-    delta=0.6,
-    gamma=0.5,
-    smooth=1e-7,
-    include_background=True,
-    **options,
-):
-    region = asymmetric_focal_tversky(
-        logits,
-        target,
-        delta=delta,
-        gamma=gamma,
-        smooth=smooth,
-        include_background=include_background,
-        **options,
-    )
-    return weight * region + (1 - weight) * asymmetric_focal(
-        logits, target, delta=delta, gamma=gamma, **options
-    )
+symmetric_unified_focal = unified(symmetric_focal_tversky, symmetric_focal)
+unified_focal = unified(asymmetric_focal_tversky, asymmetric_focal)
 
 
 @mean_over_groups

@@ -48,6 +48,8 @@ class Workspace:
             "nnUNet_n_proc_DA": "2",
             "nnUNet_def_n_proc": "2",
             "OMP_NUM_THREADS": "1",
+            # nnU-Net sets its own number of threads; those that wait must not block the workers
+            "OMP_WAIT_POLICY": "PASSIVE",
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             **environment,
         }
@@ -83,32 +85,13 @@ class Workspace:
     def train(
         self, trainer: str, configuration: str = "2d", *flags: str, fold: int | str = 0, **options
     ) -> str:
-        command = [
-            "nnUNetv2_train",
-            str(DATASET_ID),
-            configuration,
-            str(fold),
-            "-tr",
-            trainer,
-            "-device",
-            "cpu",
-        ]
-        return self.run(*command, *flags, **options)
+        return self.run(*train_command(trainer, configuration, fold), *flags, **options)
 
     def interrupt_training(
         self, trainer: str, configuration: str = "2d", timeout: float = 600
     ) -> None:
         """Start a training and kill it and its workers in the middle of the second epoch."""
-        command = [
-            "nnUNetv2_train",
-            str(DATASET_ID),
-            configuration,
-            "0",
-            "-tr",
-            trainer,
-            "-device",
-            "cpu",
-        ]
+        command = train_command(trainer, configuration, 0)
         process = subprocess.Popen(
             command,
             env=self.environment,
@@ -163,6 +146,11 @@ class Workspace:
         if "regions" in scenario:
             dataset["regions_class_order"] = [2, 1]
         (target / "dataset.json").write_text(json.dumps(dataset))
+
+
+def train_command(trainer: str, configuration: str, fold: int | str) -> list[str]:
+    words = f"nnUNetv2_train {DATASET_ID} {configuration} {fold} -tr {trainer} -device cpu"
+    return words.split()
 
 
 def write_labels(source: Path, target: Path, ignore_label: int | None, seed: int) -> None:

@@ -16,11 +16,11 @@ from nnunet_unifiedloss.losses.distribution import (
     CrossEntropyLoss,
     SymmetricFocalLoss,
 )
+from nnunet_unifiedloss.losses.overlap import tversky_complement
 from nnunet_unifiedloss.losses.region import (
     AsymmetricFocalTverskyLoss,
     DiceLoss,
     SymmetricFocalTverskyLoss,
-    tversky_complement,
 )
 from nnunet_unifiedloss.losses.view import View
 
