@@ -5,6 +5,7 @@ Each has a slope that autograd would round to nothing, or make infinite, somewhe
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -21,12 +22,12 @@ def accumulation_dtype(logits: Tensor) -> torch.dtype:
 
 
 class SoftmaxSplit(torch.autograd.Function):
-    """(logits, label) → (ln p_t, 1 − p_t, p with the true class's channel set to zero).
+    """(logits, label) → (CE, 1 − p_t, p_t, p with the true class's channel set to zero).
 
     Splitting the true class from the others keeps every digit where autograd would subtract nearly
-    equal numbers: 1 − p_t is the sum of the others, and so is the slope of ln p_t. The output
-    1 − p_t has no gradient of its own, see :class:`Error`. Only one tensor of the logits' size is
-    kept for the backward pass.
+    equal numbers: 1 − p_t is the sum of the others, and so is the slope of CE. The outputs 1 − p_t
+    and p_t have no gradient of their own, see :class:`Error`. Only one tensor of the logits' size
+    is kept for the backward pass.
     """
 
     @staticmethod
@@ -35,91 +36,94 @@ class SoftmaxSplit(torch.autograd.Function):
         logits: Tensor,
         label: Tensor,
         ignored: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         others = torch.log_softmax(logits, 1, dtype=accumulation_dtype(logits))
-        log_p_t = others.gather(1, label)
-        others = others.exp_().scatter_(1, label, 0)
+        cross_entropy = others.gather(1, label).neg_()
+        others = _exp(others).scatter_(1, label, torch.zeros_like(cross_entropy))
         if ignored is not None:
             others = others.masked_fill_(ignored, 0)
-        error = others.sum(1, keepdim=True)
-        log_p_t = _sharpen(log_p_t, error)
-        ctx.mark_non_differentiable(error)
+        error = _sum_channels(others)
+        cross_entropy = _sharpen(cross_entropy, error)
+        p_t = _exp(-cross_entropy)
+        ctx.mark_non_differentiable(error, p_t)
         ctx.set_materialize_grads(False)
         # most tasks have few classes: eight bytes for each label would be a waste
         few = logits.shape[1] <= 256
-        ctx.save_for_backward(others, error, log_p_t, label.to(torch.uint8) if few else label)
+        ctx.save_for_backward(others, error, p_t, label.to(torch.uint8) if few else label)
         ctx.dtype = logits.dtype
-        return log_p_t, error, others
+        return cross_entropy, error, p_t, others
 
     @staticmethod
     @once_differentiable
     def backward(
         ctx: Any,  # noqa: ANN401
-        grad_log_p_t: Tensor | None,
-        _: None,
+        slope: Tensor | None,
+        _error: None,
+        _p_t: None,
         grad_others: Tensor | None,
     ) -> tuple[Tensor, None, None]:
-        others, error, log_p_t, label = ctx.saved_tensors
-        slope = torch.zeros_like(error) if grad_log_p_t is None else grad_log_p_t
+        others, error, p_t, label = ctx.saved_tensors
+        slope = torch.zeros_like(error) if slope is None else slope
+        at_true_class = error * slope
         if grad_others is None:
-            grad = others * -slope
-            at_true_class = error * slope
+            grad = others * slope
         else:
-            # with s = Σ p·grad over the others: p·(grad − slope − s) for them, and
-            # (1 − p_t)·slope − p_t·s for the true class
-            inner = torch.zeros_like(slope)
-            for p, grad_p in zip(others.unbind(1), grad_others.unbind(1), strict=True):
-                inner.addcmul_(p[:, None], grad_p[:, None])  # no product of the logits' size
-            at_true_class = log_p_t.exp().mul_(inner).neg_().addcmul_(error, slope)
-            grad = (grad_others - inner.add_(slope)).mul_(others)
+            # with s = Σ p·grad over the others: p·(grad + slope − s) for them, and
+            # −(1 − p_t)·slope − p_t·s for the true class
+            inner = _sum_channels(others, grad_others)
+            at_true_class.addcmul_(p_t, inner)
+            grad = (grad_others - inner.sub_(slope)).mul_(others)
             del inner
-        return grad.scatter_(1, label.long(), at_true_class).to(ctx.dtype), None, None
+        return grad.scatter_(1, label.long(), at_true_class.neg_()).to(ctx.dtype), None, None
 
 
 class SigmoidSplit(torch.autograd.Function):
-    """(logits, background) → (ln p_t, 1 − p_t) of the problems {background, region}.
+    """(logits, foreground) → (CE, 1 − p_t, p_t) of the problems {background, region}.
 
-    The output 1 − p_t has no gradient of its own, see :class:`Error`.
+    The outputs 1 − p_t and p_t have no gradient of their own, see :class:`Error`.
     """
 
     @staticmethod
     def forward(
         ctx: Any,  # noqa: ANN401
         logits: Tensor,
-        background: Tensor,
+        foreground: Tensor,
         ignored: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        margin = (1 - 2 * background).mul_(logits)  # the logit of the true class
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        margin = (2 * foreground).sub_(1).mul_(logits)  # the logit of the true class
         if ignored is not None:
             margin = margin.masked_fill_(ignored, _SATURATED_LOGIT)
-        log_p_t = functional.logsigmoid(margin)
+        p_t = margin.sigmoid()
+        cross_entropy = functional.logsigmoid(margin).neg_()
         error = margin.neg_().sigmoid_()
-        ctx.mark_non_differentiable(error)
-        ctx.save_for_backward(error, background)
+        ctx.mark_non_differentiable(error, p_t)
+        ctx.save_for_backward(error, foreground)
         ctx.dtype = logits.dtype
-        return log_p_t, error
+        return cross_entropy, error, p_t
 
     @staticmethod
     @once_differentiable
     def backward(
         ctx: Any,  # noqa: ANN401
-        grad_log_p_t: Tensor,
-        _: None,
+        slope: Tensor,
+        _error: None,
+        _p_t: None,
     ) -> tuple[Tensor, None, None]:
-        error, background = ctx.saved_tensors
-        return (1 - 2 * background).mul_(error).mul_(grad_log_p_t).to(ctx.dtype), None, None
+        error, foreground = ctx.saved_tensors
+        return (1 - 2 * foreground).mul_(error).mul_(slope).to(ctx.dtype), None, None
 
 
 class Error(torch.autograd.Function):
-    """1 − p_t as a function of ln p_t, given its value."""
+    """1 − p_t as a function of CE, given its value and p_t, its slope."""
 
     @staticmethod
     def forward(
         ctx: Any,  # noqa: ANN401
-        log_p_t: Tensor,
+        _cross_entropy: Tensor,
         error: Tensor,
+        p_t: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(log_p_t)
+        ctx.save_for_backward(p_t)
         return error.view_as(error)
 
     @staticmethod
@@ -127,46 +131,95 @@ class Error(torch.autograd.Function):
     def backward(
         ctx: Any,  # noqa: ANN401
         grad: Tensor,
-    ) -> tuple[Tensor, None]:
-        (log_p_t,) = ctx.saved_tensors
-        return log_p_t.exp().mul_(grad).neg_(), None
+    ) -> tuple[Tensor, None, None]:
+        (p_t,) = ctx.saved_tensors
+        return p_t * grad, None, None
 
 
 class FocalTerm(torch.autograd.Function):
-    """(1−p_t)^γ · CE as a function of ln p_t, given 1 − p_t.
+    """w_t · (1−p_t)^γ · CE as a function of CE, given 1 − p_t; see :func:`_weigh` for the weights.
 
-    Its slope −(1−p_t)^γ · (1 + γ·p_t·CE/(1−p_t)) is finite everywhere, also where γ < 1 gives the
-    factor (1−p_t)^γ an infinite slope, because CE/(1−p_t) tends to 1 as p_t does.
+    Its slope w_t · (1−p_t)^γ · (1 + γ·p_t·CE/(1−p_t)) is finite everywhere, also where γ < 1 gives
+    the factor (1−p_t)^γ an infinite slope, because CE/(1−p_t) tends to 1 as p_t does.
     """
 
     @staticmethod
     def forward(
         ctx: Any,  # noqa: ANN401
-        log_p_t: Tensor,
+        cross_entropy: Tensor,
         error: Tensor,
+        foreground: Tensor | None,
         gamma: float,
+        weights: tuple[float, float],
+        asymmetric: bool,
     ) -> Tensor:
-        ctx.save_for_backward(log_p_t, error)
-        ctx.gamma = gamma
-        return error.pow(gamma).mul_(log_p_t).neg_()
+        focus = error.pow(gamma)
+        ctx.save_for_backward(cross_entropy, error, focus, foreground)
+        ctx.gamma, ctx.weights, ctx.asymmetric = gamma, weights, asymmetric
+        return _weigh(focus * cross_entropy, cross_entropy, foreground, weights, asymmetric)
 
     @staticmethod
     @once_differentiable
     def backward(
         ctx: Any,  # noqa: ANN401
         grad: Tensor,
-    ) -> tuple[Tensor, None, None]:
-        log_p_t, error = ctx.saved_tensors
-        slope = log_p_t / error.clamp_min(torch.finfo(error.dtype).tiny)
-        slope = slope.mul_(1 - error).mul_(ctx.gamma).sub_(1)
-        return slope.mul_(error.pow(ctx.gamma)).mul_(grad), None, None
+    ) -> tuple[Tensor, None, None, None, None, None]:
+        cross_entropy, error, focus, foreground = ctx.saved_tensors
+        slope = error.clamp_min(torch.finfo(error.dtype).tiny).reciprocal_().mul_(cross_entropy)
+        slope = slope.addcmul_(slope, error, value=-1).mul_(ctx.gamma).add_(1).mul_(focus)
+        one = slope.new_ones(()).expand_as(slope)
+        slope = _weigh(slope, one, foreground, ctx.weights, ctx.asymmetric)
+        return slope.mul_(grad), None, None, None, None, None
 
 
-def _sharpen(log_p_t: Tensor, error: Tensor) -> Tensor:
-    """Take ln p_t from the series of ln(1 − error) where the error 1 − p_t is small.
+def _weigh(
+    focused: Tensor,
+    plain: Tensor,
+    foreground: Tensor | None,
+    weights: tuple[float, float],
+    asymmetric: bool,
+) -> Tensor:
+    """In place: weight · focused; if asymmetric weight · plain in the foreground.
 
-    There the difference of logits has lost its digits. At the threshold ε^¼ the terms left out
-    weigh as much as what rounding takes from the difference.
+    The weights are those of the background and of the foreground; without the map of the
+    foreground they are 1.
     """
-    series = (error / 3).add_(0.5).mul_(error).add_(1).mul_(error).neg_()
-    return torch.where(error < torch.finfo(error.dtype).eps ** 0.25, series, log_p_t)
+    if foreground is None:
+        return focused
+    if asymmetric:  # the map holds 0 and 1 only, where lerp loses no digit
+        focused = focused.lerp_(plain, foreground)
+    background_weight, foreground_weight = weights
+    return focused.mul_(
+        (foreground * (foreground_weight - background_weight)).add_(background_weight)
+    )
+
+
+def _exp(exponents: Tensor) -> Tensor:
+    """In place: e^x as 2^(x · log₂ e), on the CPU more than twice as fast as torch's own."""
+    return exponents.mul_(1 / math.log(2)).exp2_()
+
+
+def _sum_channels(maps: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Σ_c weights_c · maps_c, (B, 1, *S): channel by channel, without a product of their size."""
+    first, *others = maps.split(1, dim=1)
+    if weights is None:
+        total = first.clone()
+        for channel in others:
+            total += channel
+        return total
+    first_weight, *other_weights = weights.split(1, dim=1)
+    total = first * first_weight
+    for channel, weight in zip(others, other_weights, strict=True):
+        total.addcmul_(channel, weight)
+    return total
+
+
+def _sharpen(cross_entropy: Tensor, error: Tensor) -> Tensor:
+    """Give CE = −ln(1 − error) back the digits that a difference of logits loses at small errors.
+
+    The truth lies between e + e²/2 and (e + e²/2)/(1 − e²), which there are nearly one. Clamping
+    is vectorised on every device, unlike a choice voxel by voxel.
+    """
+    lower = torch.addcmul(error, error, error, value=0.5)
+    remainder = (error * error).neg_().add_(1).clamp_min_(torch.finfo(error.dtype).tiny)
+    return cross_entropy.clamp_(lower, remainder.reciprocal_().mul_(lower))

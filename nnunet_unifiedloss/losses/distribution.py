@@ -101,17 +101,14 @@ class FocalLoss(SegmentationLoss):
 
     def evaluate(self, view: View) -> Tensor:
         """Mean of α_t · (1 − p_t)^γ · CE."""
-        focal = view.focal(self.gamma)
-        if isinstance(self.alpha, (int, float)):
-            focal = focal * _foreground_weight(view, self.alpha)
-        elif self.alpha is not None:
-            if len(self.alpha) != view.num_classes:
-                raise ValueError(
-                    f"alpha: has {len(self.alpha)} weights for {view.num_classes} classes"
-                )
-            sums = view.sum_by_class(focal).unbind(-1)
-            focal = torch.stack([a * f for a, f in zip(self.alpha, sums, strict=True)])
-        return view.mean_over_voxels(focal)
+        if self.alpha is None or isinstance(self.alpha, (int, float)):
+            return view.mean_over_voxels(view.focal(self.gamma, weight=self.alpha))
+        if len(self.alpha) != view.num_classes:
+            raise ValueError(f"alpha: has {len(self.alpha)} weights for {view.num_classes} classes")
+        sums = view.sum_by_class(view.focal(self.gamma)).unbind(-1)
+        return view.mean_over_voxels(
+            torch.stack([a * f for a, f in zip(self.alpha, sums, strict=True)])
+        )
 
 
 class SymmetricFocalLoss(SegmentationLoss):
@@ -153,7 +150,7 @@ class SymmetricFocalLoss(SegmentationLoss):
 
     def evaluate(self, view: View) -> Tensor:
         """Mean of w_t · (1 − p_t)^γ · CE."""
-        return view.mean_over_voxels(view.focal(self.gamma) * _foreground_weight(view, self.delta))
+        return view.mean_over_voxels(view.focal(self.gamma, weight=self.delta))
 
 
 class AsymmetricFocalLoss(SegmentationLoss):
@@ -197,13 +194,4 @@ class AsymmetricFocalLoss(SegmentationLoss):
 
     def evaluate(self, view: View) -> Tensor:
         """Mean of δ · CE on the foreground and (1 − δ) · (1 − p_t)^γ · CE on the background."""
-        background = view.background * view.focal(self.gamma)
-        foreground = (1 - view.background) * view.cross_entropy
-        return self.delta * view.mean_over_voxels(foreground) + (
-            1 - self.delta
-        ) * view.mean_over_voxels(background)
-
-
-def _foreground_weight(view: View, weight: float) -> Tensor:
-    """Weight of each voxel: ``weight`` in the foreground, 1 − ``weight`` in the background."""
-    return weight + (1 - 2 * weight) * view.background
+        return view.mean_over_voxels(view.focal(self.gamma, weight=self.delta, asymmetric=True))

@@ -7,7 +7,7 @@ Axes: ``B`` samples, ``G`` groups, ``K`` classes, ``S`` the two or three spatial
 one classification problem: labels mode has a single group of ``K = C`` classes; regions mode has
 one group of ``K = 2`` classes (background, region) for each region.
 
-An ignored voxel is represented as a perfectly predicted one (1 − p_t = 0 and ln p_t = 0, with zero
+An ignored voxel is represented as a perfectly predicted one (1 − p_t = 0 and CE = 0, with zero
 gradient), so it adds nothing to any sum of errors; only where voxels are counted it is masked out.
 """
 
@@ -41,14 +41,14 @@ class View(ABC):
     """Probabilities and counts of one batch; see :class:`LabelView` and :class:`RegionView`.
 
     Attributes:
-        log_p_t: Logarithm of the probability of each voxel's true class, (B, G, *S).
-        background: 1 where the true class is the background or ignored, else 0, (B, G, *S).
+        cross_entropy: CE = −ln p_t, p_t the probability of a voxel's true class, (B, G, *S).
         ignored: True where the voxel does not count, (B, 1, *S), or None.
         num_classes: K.
     """
 
-    log_p_t: Tensor
+    cross_entropy: Tensor
     _error: Tensor
+    _p_t: Tensor
 
     def __init__(
         self, ignored: Tensor | None, num_classes: int, batch_dice: bool, ddp: bool
@@ -74,13 +74,15 @@ class View(ABC):
     def voxels(self) -> Tensor:
         """Number of voxels of each sample that are not ignored, (B,)."""
         if self.ignored is None:
-            return self.log_p_t.new_full(self.log_p_t.shape[:1], self.log_p_t[0, 0].numel())
-        return (~self.ignored).flatten(1).sum(1).to(self.log_p_t.dtype)
+            return self.cross_entropy.new_full(
+                self.cross_entropy.shape[:1], self.cross_entropy[0, 0].numel()
+            )
+        return (~self.ignored).flatten(1).sum(1).to(self.cross_entropy.dtype)
 
     @property
     def error(self) -> Tensor:
         """1 − p_t, accurate down to the smallest float, (B, G, *S)."""
-        error: Tensor = Error.apply(self.log_p_t, self._error)
+        error: Tensor = Error.apply(self.cross_entropy, self._error, self._p_t)
         return error
 
     @property
@@ -91,10 +93,8 @@ class View(ABC):
         """
         if self._counts is None:
             false_negatives = self.sum_by_class(self.error)
-            with torch.no_grad():
-                p_t = self.log_p_t.exp()
-                p_t = p_t if self.ignored is None else p_t.masked_fill_(self.ignored, 0)
-                true_positives = self.sum_by_class(p_t)
+            p_t = self._p_t if self.ignored is None else self._p_t.masked_fill(self.ignored, 0)
+            true_positives = self.sum_by_class(p_t)
             # a sum of its own keeps the digits; the slope is that of p_t = 1 − error
             true_positives = true_positives - (false_negatives - false_negatives.detach())
             counts = torch.stack(
@@ -108,19 +108,26 @@ class View(ABC):
 
     @property
     @abstractmethod
-    def background(self) -> Tensor:
-        """1 where the true class is the background or ignored, else 0, (B, G, *S)."""
+    def foreground(self) -> Tensor:
+        """1 where the true class is not the background and the voxel counts, else 0, (B, G, *S)."""
 
-    @property
-    def cross_entropy(self) -> Tensor:
-        """CE = −ln p_t, (B, G, *S)."""
-        return -self.log_p_t
+    def focal(
+        self, gamma: float, *, weight: float | None = None, asymmetric: bool = False
+    ) -> Tensor:
+        """w_t · (1−p_t)^γ · CE, (B, G, *S).
 
-    def focal(self, gamma: float) -> Tensor:
-        """(1−p_t)^γ · CE, (B, G, *S)."""
-        if gamma == 0:
+        Args:
+            gamma: Focusing exponent.
+            weight: w_t of foreground voxels, 1 − weight is that of the background; None: 1 for all.
+            asymmetric: Leave out the factor (1−p_t)^γ in the foreground.
+        """
+        if gamma == 0 and weight is None:
             return self.cross_entropy
-        term: Tensor = FocalTerm.apply(self.log_p_t, self._error, gamma)
+        weights = (1.0, 1.0) if weight is None else (1 - weight, weight)
+        foreground = None if weight is None and not asymmetric else self.foreground
+        term: Tensor = FocalTerm.apply(
+            self.cross_entropy, self._error, foreground, gamma, weights, asymmetric
+        )
         return term
 
     def mean_over_voxels(self, values: Tensor) -> Tensor:
@@ -128,7 +135,7 @@ class View(ABC):
 
         The map must be 0 where ignored.
         """
-        groups = self.log_p_t.shape[1]
+        groups = self.cross_entropy.shape[1]
         return self._divide(values.sum(), groups * self.voxels.sum(), self.ddp)
 
     def mean_over_classes(self, values: Tensor) -> Tensor:
@@ -146,7 +153,7 @@ class View(ABC):
         return self._divide((values * weights).sum(), weights.sum(), reduce)
 
     def _any_rank(self, flag: Tensor) -> Tensor:
-        return sum_over_ranks(flag.to(self.log_p_t.dtype)) > 0 if self.ddp else flag
+        return sum_over_ranks(flag.to(self.cross_entropy.dtype)) > 0 if self.ddp else flag
 
     @staticmethod
     def _divide(numerator: Tensor, denominator: Tensor, over_ranks: bool) -> Tensor:
@@ -181,18 +188,20 @@ class LabelView(View):
             ignored = label == ignore_label
             self.label = label = label.masked_fill(ignored, 0)
         super().__init__(ignored, logits.shape[1], batch_dice, ddp)
-        self._background: Tensor | None = None
-        self.log_p_t, self._error, self.others = _softmax_split(logits, label, ignored)
+        self.cross_entropy, self._error, self._p_t, self.others = _softmax_split(
+            logits, label, ignored
+        )
 
     def _false_positives(self, false_negatives: Tensor) -> Tensor:
         return self.others.flatten(2).sum(2)[:, None]
 
     @property
-    def background(self) -> Tensor:
-        """1 where the true class is the background or ignored, else 0, (B, 1, *S)."""
-        if self._background is None:
-            self._background = (self.label == 0).to(self.log_p_t.dtype)
-        return self._background
+    def foreground(self) -> Tensor:
+        """1 where the true class is not the background and the voxel counts, else 0, (B, 1, *S)."""
+        is_foreground = self.cross_entropy.new_ones(self.num_classes)
+        is_foreground[:1] = 0
+        rows = self._rows(self.label)
+        return is_foreground.expand(*rows.shape[:3], -1).gather(-1, rows).view(self.label.shape)
 
     def sum_by_class(self, values: Tensor) -> Tensor:
         """Sum a map (B, 1, *S) over the voxels of each true class, giving (B, 1, K).
@@ -200,9 +209,13 @@ class LabelView(View):
         Rows of voxels are summed one by one first: this bounds the rounding error, and on a GPU it
         keeps millions of atomic additions from queueing for K addresses.
         """
-        labels = self.label.reshape(values.shape[0], 1, -1, values.shape[-1])
-        sums = values.new_zeros(*labels.shape[:3], self.num_classes)
-        return sums.scatter_add(-1, labels, values.reshape(labels.shape)).sum(2)
+        rows = self._rows(self.label)
+        sums = values.new_zeros(*rows.shape[:3], self.num_classes)
+        return sums.scatter_add(-1, rows, self._rows(values)).sum(2)
+
+    @staticmethod
+    def _rows(values: Tensor) -> Tensor:
+        return values.reshape(values.shape[0], 1, -1, values.shape[-1])
 
 
 class RegionView(View):
@@ -225,28 +238,30 @@ class RegionView(View):
         if ignored is not None:
             foreground = foreground & ~ignored
         super().__init__(ignored, 2, batch_dice, ddp)
-        self._background = (~foreground).to(accumulation_dtype(logits))
-        self.log_p_t, self._error = SigmoidSplit.apply(logits, self._background, ignored)
+        self._foreground = foreground.to(accumulation_dtype(logits))
+        self.cross_entropy, self._error, self._p_t = SigmoidSplit.apply(
+            logits, self._foreground, ignored
+        )
 
     def _false_positives(self, false_negatives: Tensor) -> Tensor:
         return false_negatives.flip(2)  # what one of two classes misses, the other one claims
 
     @property
-    def background(self) -> Tensor:
-        """1 where the true class is the background or ignored, else 0, (B, R, *S)."""
-        return self._background
+    def foreground(self) -> Tensor:
+        """1 where the true class is not the background and the voxel counts, else 0, (B, R, *S)."""
+        return self._foreground
 
     def sum_by_class(self, values: Tensor) -> Tensor:
         """Sum a map (B, R, *S) over the background and the foreground voxels, giving (B, R, 2)."""
-        background = values * self.background
-        return torch.stack([background, values - background], 2).flatten(3).sum(3)
+        foreground = values * self._foreground
+        return torch.stack([values - foreground, foreground], 2).flatten(3).sum(3)
 
 
 def _softmax_split(
     logits: Tensor, label: Tensor, ignored: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     try:
-        split: tuple[Tensor, Tensor, Tensor] = SoftmaxSplit.apply(logits, label, ignored)
+        split: tuple[Tensor, Tensor, Tensor, Tensor] = SoftmaxSplit.apply(logits, label, ignored)
     except RuntimeError as error:  # free of charge, unlike looking at the contents beforehand
         if "out of bounds" not in str(error):
             raise
