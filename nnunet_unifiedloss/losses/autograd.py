@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
 _SATURATED_LOGIT = 1e4  # its sigmoid is exactly 1 and its slope exactly 0, in every dtype
 
@@ -22,12 +21,12 @@ def accumulation_dtype(logits: Tensor) -> torch.dtype:
 
 
 class SoftmaxSplit(torch.autograd.Function):
-    """(logits, label) → (CE, 1 − p_t, p_t, p with the true class's channel set to zero).
+    """(logits, label) → (CE, 1 − p_t, p with the true class's channel set to zero).
 
     Splitting the true class from the others keeps every digit where autograd would subtract nearly
-    equal numbers: 1 − p_t is the sum of the others, and so is the slope of CE. The outputs 1 − p_t
-    and p_t have no gradient of their own, see :class:`Error`. Only one tensor of the logits' size
-    is kept for the backward pass.
+    equal numbers: 1 − p_t is the sum of the others, and so is the slope of CE. The output
+    1 − p_t has no gradient of its own, see :class:`Error`. Only one tensor of the logits' size is
+    kept for the backward pass.
     """
 
     @staticmethod
@@ -36,7 +35,7 @@ class SoftmaxSplit(torch.autograd.Function):
         logits: Tensor,
         label: Tensor,
         ignored: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         others = torch.log_softmax(logits, 1, dtype=accumulation_dtype(logits))
         cross_entropy = others.gather(1, label).neg_()
         others = _exp(others).scatter_(1, label, torch.zeros_like(cross_entropy))
@@ -44,14 +43,13 @@ class SoftmaxSplit(torch.autograd.Function):
             others = others.masked_fill_(ignored, 0)
         error = _sum_channels(others)
         cross_entropy = _sharpen(cross_entropy, error)
-        p_t = _exp(-cross_entropy)
-        ctx.mark_non_differentiable(error, p_t)
+        ctx.mark_non_differentiable(error)
         ctx.set_materialize_grads(False)
         # most tasks have few classes: eight bytes for each label would be a waste
         few = logits.shape[1] <= 256
-        ctx.save_for_backward(others, error, p_t, label.to(torch.uint8) if few else label)
+        ctx.save_for_backward(others, error, cross_entropy, label.to(torch.uint8) if few else label)
         ctx.dtype = logits.dtype
-        return cross_entropy, error, p_t, others
+        return cross_entropy, error, others
 
     @staticmethod
     @once_differentiable
@@ -59,10 +57,9 @@ class SoftmaxSplit(torch.autograd.Function):
         ctx: Any,  # noqa: ANN401
         slope: Tensor | None,
         _error: None,
-        _p_t: None,
         grad_others: Tensor | None,
     ) -> tuple[Tensor, None, None]:
-        others, error, p_t, label = ctx.saved_tensors
+        others, error, cross_entropy, label = ctx.saved_tensors
         slope = torch.zeros_like(error) if slope is None else slope
         at_true_class = error * slope
         if grad_others is None:
@@ -71,16 +68,16 @@ class SoftmaxSplit(torch.autograd.Function):
             # with s = Σ p·grad over the others: p·(grad + slope − s) for them, and
             # −(1 − p_t)·slope − p_t·s for the true class
             inner = _sum_channels(others, grad_others)
-            at_true_class.addcmul_(p_t, inner)
+            at_true_class.addcmul_(probability(cross_entropy), inner)
             grad = (grad_others - inner.sub_(slope)).mul_(others)
             del inner
         return grad.scatter_(1, label.long(), at_true_class.neg_()).to(ctx.dtype), None, None
 
 
 class SigmoidSplit(torch.autograd.Function):
-    """(logits, foreground) → (CE, 1 − p_t, p_t) of the problems {background, region}.
+    """(logits, foreground) → (CE, 1 − p_t) of the problems {background, region}.
 
-    The outputs 1 − p_t and p_t have no gradient of their own, see :class:`Error`.
+    The output 1 − p_t has no gradient of its own, see :class:`Error`.
     """
 
     @staticmethod
@@ -89,28 +86,58 @@ class SigmoidSplit(torch.autograd.Function):
         logits: Tensor,
         foreground: Tensor,
         ignored: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
         margin = (2 * foreground).sub_(1).mul_(logits)  # the logit of the true class
         if ignored is not None:
             margin = margin.masked_fill_(ignored, _SATURATED_LOGIT)
-        p_t = margin.sigmoid()
-        cross_entropy = functional.logsigmoid(margin).neg_()
-        error = margin.neg_().sigmoid_()
-        ctx.mark_non_differentiable(error, p_t)
+        cross_entropy = _exp(margin.abs().neg_()).log1p_()
+        margin = margin.neg_()
+        cross_entropy += margin.relu()
+        error = margin.sigmoid_()
+        ctx.mark_non_differentiable(error)
         ctx.save_for_backward(error, foreground)
         ctx.dtype = logits.dtype
-        return cross_entropy, error, p_t
+        return cross_entropy, error
 
     @staticmethod
     @once_differentiable
     def backward(
         ctx: Any,  # noqa: ANN401
-        slope: Tensor,
+        slope: Tensor | None,
         _error: None,
-        _p_t: None,
-    ) -> tuple[Tensor, None, None]:
+    ) -> tuple[Tensor | None, None, None]:
         error, foreground = ctx.saved_tensors
+        if slope is None:
+            return None, None, None
         return (1 - 2 * foreground).mul_(error).mul_(slope).to(ctx.dtype), None, None
+
+
+class RegionSums(torch.autograd.Function):
+    """Sums over space of values (B, R, *S) in the background and in the foreground, (B, R, 2)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        values: Tensor,
+        foreground: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(foreground)
+        in_foreground = values * foreground
+        foreground_sum = in_foreground.flatten(2).sum(2)
+        in_background = in_foreground.neg_().add_(values)
+        return torch.stack([in_background.flatten(2).sum(2), foreground_sum], 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any,  # noqa: ANN401
+        grad: Tensor,
+    ) -> tuple[Tensor, None]:
+        (foreground,) = ctx.saved_tensors
+        shape = (*grad.shape[:2], *(1 for _ in foreground.shape[2:]))
+        background_grad, foreground_grad = (g.reshape(shape) for g in grad.unbind(2))
+        return (foreground * (foreground_grad - background_grad)).add_(background_grad), None
 
 
 class Error(torch.autograd.Function):
@@ -194,6 +221,11 @@ def _weigh(
     )
 
 
+def probability(cross_entropy: Tensor) -> Tensor:
+    """p_t = exp(−CE), exact down to the smallest float; without gradient, see :class:`Error`."""
+    return _exp(-cross_entropy.detach())
+
+
 def _exp(exponents: Tensor) -> Tensor:
     """In place: e^x as 2^(x · log₂ e), on the CPU more than twice as fast as torch's own."""
     return exponents.mul_(1 / math.log(2)).exp2_()
@@ -201,16 +233,15 @@ def _exp(exponents: Tensor) -> Tensor:
 
 def _sum_channels(maps: Tensor, weights: Tensor | None = None) -> Tensor:
     """Σ_c weights_c · maps_c, (B, 1, *S): channel by channel, without a product of their size."""
-    first, *others = maps.split(1, dim=1)
+    channels = [maps[:, c : c + 1] for c in range(maps.shape[1])]
     if weights is None:
-        total = first.clone()
-        for channel in others:
+        total = channels[0].clone()
+        for channel in channels[1:]:
             total += channel
         return total
-    first_weight, *other_weights = weights.split(1, dim=1)
-    total = first * first_weight
-    for channel, weight in zip(others, other_weights, strict=True):
-        total.addcmul_(channel, weight)
+    total = channels[0] * weights[:, :1]
+    for c, channel in enumerate(channels[1:], 1):
+        total.addcmul_(channel, weights[:, c : c + 1])
     return total
 
 

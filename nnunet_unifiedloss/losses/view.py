@@ -14,7 +14,8 @@ gradient), so it adds nothing to any sum of errors; only where voxels are counte
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,11 +23,15 @@ from torch import Tensor
 from nnunet_unifiedloss.losses.autograd import (
     Error,
     FocalTerm,
+    RegionSums,
     SigmoidSplit,
     SoftmaxSplit,
     accumulation_dtype,
+    probability,
 )
 from nnunet_unifiedloss.losses.distributed import sum_over_ranks
+
+Shared = TypeVar("Shared")
 
 
 class Counts(NamedTuple):
@@ -48,7 +53,6 @@ class View(ABC):
 
     cross_entropy: Tensor
     _error: Tensor
-    _p_t: Tensor
 
     def __init__(
         self, ignored: Tensor | None, num_classes: int, batch_dice: bool, ddp: bool
@@ -57,7 +61,7 @@ class View(ABC):
         self.num_classes = num_classes
         self.batch_dice = batch_dice
         self.ddp = ddp
-        self._counts: Counts | None = None
+        self._computed: dict[str, Any] = {}
 
     @abstractmethod
     def _false_positives(self, false_negatives: Tensor) -> Tensor:
@@ -91,20 +95,32 @@ class View(ABC):
 
         They are summed over the batch where ``batch_dice``, and then over ranks where ``ddp``.
         """
-        if self._counts is None:
-            false_negatives = self.sum_by_class(self.error)
-            p_t = self._p_t if self.ignored is None else self._p_t.masked_fill(self.ignored, 0)
-            true_positives = self.sum_by_class(p_t)
-            # a sum of its own keeps the digits; the slope is that of p_t = 1 − error
-            true_positives = true_positives - (false_negatives - false_negatives.detach())
-            counts = torch.stack(
-                [true_positives, self._false_positives(false_negatives), false_negatives]
-            )
-            if self.batch_dice:
-                counts = counts.sum(1, keepdim=True)
-                counts = sum_over_ranks(counts) if self.ddp else counts
-            self._counts = Counts(*counts.unbind())
-        return self._counts
+        return self._once("counts", self._count)
+
+    @property
+    def _p_t(self) -> Tensor:
+        return self._once("p_t", lambda: probability(self.cross_entropy))
+
+    def _once(self, name: str, compute: Callable[[], Shared]) -> Shared:
+        """What several terms of a loss need is computed when the first one asks."""
+        if name not in self._computed:
+            self._computed[name] = compute()
+        shared: Shared = self._computed[name]
+        return shared
+
+    def _count(self) -> Counts:
+        false_negatives = self.sum_by_class(self.error)
+        p_t = self._p_t if self.ignored is None else self._p_t.masked_fill(self.ignored, 0)
+        true_positives = self.sum_by_class(p_t)
+        # a sum of its own keeps the digits; the slope is that of p_t = 1 − error
+        true_positives = true_positives - (false_negatives - false_negatives.detach())
+        counts = torch.stack(
+            [true_positives, self._false_positives(false_negatives), false_negatives]
+        )
+        if self.batch_dice:
+            counts = counts.sum(1, keepdim=True)
+            counts = sum_over_ranks(counts) if self.ddp else counts
+        return Counts(*counts.unbind())
 
     @property
     @abstractmethod
@@ -188,9 +204,7 @@ class LabelView(View):
             ignored = label == ignore_label
             self.label = label = label.masked_fill(ignored, 0)
         super().__init__(ignored, logits.shape[1], batch_dice, ddp)
-        self.cross_entropy, self._error, self._p_t, self.others = _softmax_split(
-            logits, label, ignored
-        )
+        self.cross_entropy, self._error, self.others = _softmax_split(logits, label, ignored)
 
     def _false_positives(self, false_negatives: Tensor) -> Tensor:
         return self.others.flatten(2).sum(2)[:, None]
@@ -233,15 +247,13 @@ class RegionView(View):
         self, logits: Tensor, target: Tensor, *, has_ignore: bool, batch_dice: bool, ddp: bool
     ) -> None:
         num_regions = logits.shape[1]
-        foreground = target[:, :num_regions] != 0
-        ignored = target[:, num_regions:] != 0 if has_ignore else None
+        foreground = target[:, :num_regions].bool()
+        ignored = target[:, num_regions:].bool() if has_ignore else None
         if ignored is not None:
             foreground = foreground & ~ignored
         super().__init__(ignored, 2, batch_dice, ddp)
         self._foreground = foreground.to(accumulation_dtype(logits))
-        self.cross_entropy, self._error, self._p_t = SigmoidSplit.apply(
-            logits, self._foreground, ignored
-        )
+        self.cross_entropy, self._error = SigmoidSplit.apply(logits, self._foreground, ignored)
 
     def _false_positives(self, false_negatives: Tensor) -> Tensor:
         return false_negatives.flip(2)  # what one of two classes misses, the other one claims
@@ -253,15 +265,15 @@ class RegionView(View):
 
     def sum_by_class(self, values: Tensor) -> Tensor:
         """Sum a map (B, R, *S) over the background and the foreground voxels, giving (B, R, 2)."""
-        foreground = values * self._foreground
-        return torch.stack([values - foreground, foreground], 2).flatten(3).sum(3)
+        sums: Tensor = RegionSums.apply(values, self._foreground)
+        return sums
 
 
 def _softmax_split(
     logits: Tensor, label: Tensor, ignored: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     try:
-        split: tuple[Tensor, Tensor, Tensor, Tensor] = SoftmaxSplit.apply(logits, label, ignored)
+        split: tuple[Tensor, Tensor, Tensor] = SoftmaxSplit.apply(logits, label, ignored)
     except RuntimeError as error:  # free of charge, unlike looking at the contents beforehand
         if "out of bounds" not in str(error):
             raise
