@@ -458,9 +458,17 @@ def ends(process: int) -> bool:
     return False
 
 
+@pytest.fixture
+def default_sigint():
+    """Ctrl-C interrupts, also where the tests run in the background and a shell has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes in /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interruption_ends_the_command_and_its_workers(tmp_path, console, number):
+def test_interruption_ends_the_command_and_its_workers(tmp_path, console, number, default_sigint):
     log = tmp_path / "log"
 
     def interrupt() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from batches import IGNORE, make_batch, options
-from table import TABLE, every_loss, every_mode
+from table import TABLE, every_loss, every_mode, parameter_sets
 
 from nnunet_unifiedloss import losses
 from nnunet_unifiedloss.losses import CompoundLoss, FocalLoss, SegmentationLoss, UnifiedFocalLoss
@@ -26,7 +26,8 @@ def test_rows_change_every_parameter(name):
     defaults = getattr(losses, name).defaults()
     changed = {
         key
-        for row in TABLE[name].parameters
+        for regions in (False, True)
+        for row in parameter_sets(name, regions=regions, dims=3)
         for key, value in row.items()
         if value != defaults[key]
     }
@@ -41,7 +42,7 @@ def test_rows_change_every_parameter(name):
 def test_formula(name, regions, ignore, batch_dice, dims):
     logits, target = make_batch(regions=regions, ignore=ignore, dims=dims)
     arguments = options(regions=regions, ignore=ignore, batch_dice=batch_dice)
-    for parameters in [{}, *TABLE[name].parameters]:
+    for parameters in parameter_sets(name, regions=regions, dims=dims):
         value = build(name, **parameters, **arguments)(logits, target)
         expected = TABLE[name].formula(
             logits.detach().numpy(), target.numpy(), **parameters, **arguments
@@ -70,7 +71,7 @@ def test_focal_weights_for_each_class(regions):
 @pytest.mark.parametrize("batch_dice", [False, True], ids=["sample", "batch"])
 def test_gradient_agrees_with_finite_differences(name, regions, ignore, batch_dice):
     logits, target = make_batch(regions=regions, ignore=ignore)
-    for parameters in [{}, *TABLE[name].parameters]:
+    for parameters in parameter_sets(name, regions=regions, dims=2):
         loss = build(
             name, **parameters, **options(regions=regions, ignore=ignore, batch_dice=batch_dice)
         )
@@ -83,7 +84,7 @@ def test_gradient_agrees_with_finite_differences(name, regions, ignore, batch_di
 @pytest.mark.parametrize("dims", [2, 3])
 def test_one_region_is_the_two_class_problem(name, dims):
     logits, target = make_batch(regions=True, channels=1, dims=dims)
-    for parameters in [{}, *TABLE[name].parameters]:
+    for parameters in parameter_sets(name, regions=True, dims=dims):
         two_classes = torch.cat([torch.zeros_like(logits), logits], 1)
         as_region = build(name, regions=True, **parameters)(logits, target)
         as_labels = build(name, **parameters)(two_classes, target.long())

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from formulas import dice, dice_cross_entropy
+from formulas import dice, dice_cross_entropy, dice_top_k, lovasz
 
 from nnunet_unifiedloss import losses
 
@@ -19,11 +19,26 @@ ROWS = [
     row for row in json.loads((FOLDER / "values.json").read_text()) if hasattr(losses, row["loss"])
 ]
 
-# nnU-Net computes 1 − Dice in float32: near a perfect prediction only three digits of it are left,
-# so the formula in float64 stands in for these two rows
+# These libraries subtract nearly equal float32 numbers, 1 − Dice or the steps of the Jaccard loss:
+# near a perfect prediction few digits are left, and the formula in float64 stands in for them
 ROUNDED = {
     ("DiceLoss", "mc2d_nearperfect"): dice,
     ("DiceCrossEntropyLoss", "mc2d_nearperfect"): dice_cross_entropy,
+    ("DiceTopKLoss", "mc2d_nearperfect"): dice_top_k,
+    ("LovaszLoss", "mc2d_nearperfect"): lovasz,
+}
+# of these no third party has an implementation that could check them; formulas.py does
+ONLY_FORMULA = {
+    "BalancedCrossEntropyLoss",
+    "DiceBoundaryLoss",
+    "DiceFocalLoss",
+    "DiceHausdorffLoss",
+    "DistancePenalizedCrossEntropyLoss",
+    "ExponentialLogarithmicLoss",
+    "HausdorffERLoss",
+    "PenaltyGeneralizedDiceLoss",
+    "ShapeAwareLoss",
+    "StructuralSimilarityLoss",
 }
 
 
@@ -46,10 +61,15 @@ def test_agrees_with_third_party_code(row, dtype):
     if row["grad"]:
         value.backward()
         reference = GRADIENTS[row["grad"]]
+        if row["loss"] == "LovaszLoss":  # rounded steps; in float32 neighbours change places
+            error = np.linalg.norm(logits.grad.numpy() - reference)
+            assert error < 1e-3 * np.linalg.norm(reference)
+            return
         np.testing.assert_allclose(
             logits.grad, reference, rtol=0, atol=2e-6 * np.abs(reference).max()
         )
 
 
 def test_every_loss_that_others_have_is_checked():
-    assert {row["loss"] for row in ROWS} >= set(losses.SegmentationLoss.registry)
+    checked = {row["loss"] for row in ROWS}
+    assert checked == set(losses.SegmentationLoss.registry) - ONLY_FORMULA

@@ -2,7 +2,12 @@
 
 from nnunet_unifiedloss.losses import (
     ComboLoss,
+    DiceBoundaryLoss,
     DiceCrossEntropyLoss,
+    DiceFocalLoss,
+    DiceHausdorffLoss,
+    DiceTopKLoss,
+    ExponentialLogarithmicLoss,
     SymmetricUnifiedFocalLoss,
     UnifiedFocalLoss,
 )
@@ -15,10 +20,40 @@ class nnUNetTrainerCombo(LossTrainer):
     loss_class = ComboLoss
 
 
+class nnUNetTrainerDiceBoundary(LossTrainer):
+    """Dice loss plus boundary loss."""
+
+    loss_class = DiceBoundaryLoss
+
+
 class nnUNetTrainerDiceCrossEntropy(LossTrainer):
-    """Dice loss plus cross entropy, nnU-Net's default."""
+    """Dice loss plus cross entropy."""
 
     loss_class = DiceCrossEntropyLoss
+
+
+class nnUNetTrainerDiceFocal(LossTrainer):
+    """Dice loss plus focal loss."""
+
+    loss_class = DiceFocalLoss
+
+
+class nnUNetTrainerDiceHausdorff(LossTrainer):
+    """Dice loss plus Hausdorff loss by distance transforms."""
+
+    loss_class = DiceHausdorffLoss
+
+
+class nnUNetTrainerDiceTopK(LossTrainer):
+    """Dice loss plus top-k loss."""
+
+    loss_class = DiceTopKLoss
+
+
+class nnUNetTrainerExponentialLogarithmic(LossTrainer):
+    """Exponential logarithmic loss."""
+
+    loss_class = ExponentialLogarithmicLoss
 
 
 class nnUNetTrainerSymmetricUnifiedFocal(LossTrainer):

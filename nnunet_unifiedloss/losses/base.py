@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -53,6 +53,8 @@ class SegmentationLoss(nn.Module):
     registry: ClassVar[dict[str, type[SegmentationLoss]]] = {}
     paper: ClassVar[str] = ""
     when: ClassVar[str] = ""
+    when_not: ClassVar[str] = ""
+    compiles: ClassVar[bool] = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:  # noqa: ANN401
         super().__init_subclass__(**kwargs)
@@ -89,6 +91,11 @@ class SegmentationLoss(nn.Module):
         parameters = inspect.signature(cls).parameters.values()
         return {p.name: p.default for p in parameters if p.name not in Options.__annotations__}
 
+    @classmethod
+    def family(cls) -> str:
+        """The family it belongs to, which is the module below ``losses`` that defines it."""
+        return cls.__module__.removeprefix("nnunet_unifiedloss.losses.").partition(".")[0]
+
     @property
     def hyperparameters(self) -> dict[str, Any]:
         """The hyperparameters of this loss with the values they have."""
@@ -103,9 +110,32 @@ class SegmentationLoss(nn.Module):
         """The loss of a batch, a scalar."""
         return self.evaluate(self.view(logits, target))
 
-    def terms(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """The summands of the loss by name; their sum is the loss."""
-        return self.evaluate_terms(self.view(logits, target))
+    def terms(
+        self, logits: Tensor, target: Tensor, zoom: tuple[float, ...] | None = None
+    ) -> dict[str, Tensor]:
+        """The summands of the loss by name; their sum is the loss.
+
+        Args:
+            logits: As in a call of the loss.
+            target: As in a call of the loss.
+            zoom: How many times larger than those of the image the voxels are along each axis, for
+                outputs of deep supervision; only losses with a ``spacing`` look at it.
+        """
+        view = self.view(logits, target)
+        view.zoom = zoom
+        return self.evaluate_terms(view)
+
+    def start_epoch(self, epoch: int, num_epochs: int, previous: Mapping[str, float]) -> None:
+        """Adapt to the progress of the training; called before each epoch.
+
+        Most losses stay as they are. What is set here must follow from the arguments alone, so that
+        a training that was interrupted continues with the same values.
+
+        Args:
+            epoch: The epoch that begins, from 0.
+            num_epochs: Number of epochs of the training.
+            previous: Mean over the epoch before of each summand, without its weight.
+        """
 
     def evaluate(self, view: View) -> Tensor:
         """The loss, from the view of a batch; each loss implements it."""
@@ -245,6 +275,27 @@ def check_weights(name: str, value: object) -> tuple[float, ...]:
     return weights
 
 
+def check_count(name: str, value: object) -> int:
+    """Return a whole number of at least 1, or raise an error that names the argument."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected a whole number, got {value!r}")
+    return int(check_number(name, value, minimum=1))
+
+
+def check_percentage(name: str, value: object) -> float:
+    """Return a percentage above 0, or raise an error that names the argument."""
+    return check_number(name, value, maximum=100, above=True)
+
+
+def check_spacing(value: object) -> tuple[float, ...] | None:
+    """Return a voxel size along each of two or three axes, or raise an error."""
+    if value is None:
+        return None
+    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) not in (2, 3):
+        raise TypeError(f"spacing: expected None or two or three numbers, got {value!r}")
+    return tuple(check_number(f"spacing[{i}]", v, above=True) for i, v in enumerate(value))
+
+
 def _explicit_signature(cls: type[SegmentationLoss]) -> inspect.Signature:
     """The constructor's signature with the options of every loss spelt out."""
     own = [
@@ -262,7 +313,10 @@ __all__ = [
     "CompoundLoss",
     "Options",
     "SegmentationLoss",
+    "check_count",
     "check_flag",
     "check_number",
+    "check_percentage",
+    "check_spacing",
     "check_weights",
 ]

@@ -18,12 +18,28 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     Raises:
         ValueError: There is no process group.
     """
+    _check_process_group()
+    return cast(Tensor, _SumOverRanks.apply(values))
+
+
+def maximum_over_ranks(values: Tensor) -> Tensor:
+    """Largest value of each element over all ranks, on every rank; without gradient.
+
+    Raises:
+        ValueError: There is no process group.
+    """
+    _check_process_group()
+    maximum = values.detach().clone()
+    distributed.all_reduce(maximum, op=distributed.ReduceOp.MAX)
+    return maximum
+
+
+def _check_process_group() -> None:
     if not (distributed.is_available() and distributed.is_initialized()):
         raise ValueError(
             "ddp=True: torch.distributed has no process group; call "
             "torch.distributed.init_process_group() first or pass ddp=False"
         )
-    return cast(Tensor, _SumOverRanks.apply(values))
 
 
 class _SumOverRanks(torch.autograd.Function):

@@ -29,9 +29,11 @@ from nnunet_unifiedloss.losses.autograd import (
     accumulation_dtype,
     probability,
 )
+from nnunet_unifiedloss.losses.distance import squared_distance
 from nnunet_unifiedloss.losses.distributed import sum_over_ranks
 
 Shared = TypeVar("Shared")
+Spacing = tuple[float, ...] | None
 
 
 class Counts(NamedTuple):
@@ -49,6 +51,7 @@ class View(ABC):
         cross_entropy: CE = −ln p_t, p_t the probability of a voxel's true class, (B, G, *S).
         ignored: True where the voxel does not count, (B, 1, *S), or None.
         num_classes: K.
+        zoom: How many times larger than those of the image its voxels are along each axis, or None.
     """
 
     cross_entropy: Tensor
@@ -59,6 +62,7 @@ class View(ABC):
     ) -> None:
         self.ignored = ignored
         self.num_classes = num_classes
+        self.zoom: tuple[float, ...] | None = None
         self.batch_dice = batch_dice
         self.ddp = ddp
         self._computed: dict[str, Any] = {}
@@ -73,6 +77,87 @@ class View(ABC):
 
         The map must be 0 where ignored.
         """
+
+    @property
+    @abstractmethod
+    def errors(self) -> Tensor:
+        """|y − p| of every class, (B, G, K, *S)."""
+
+    @property
+    @abstractmethod
+    def one_hot(self) -> Tensor:
+        """True for the true class of a voxel that counts, (B, G, K, *S)."""
+
+    @property
+    def probabilities(self) -> Tensor:
+        """p of every class, 0 where ignored, (B, G, K, *S)."""  # noqa: D403 (a symbol)
+        # the value of its own keeps the digits; the slope is that of 1 − error
+        p_t = self._p_t - (self.error - self.error.detach())
+        return torch.where(self.one_hot, p_t[:, :, None], self.errors)
+
+    @abstractmethod
+    def squared_errors(self) -> tuple[Tensor, Tensor]:
+        """Σ (y−p)² over the voxels of each class and over all others, (B, G, K) each."""
+
+    @property
+    def class_voxels(self) -> Tensor:
+        """Number of voxels that count of each class, (B, G, K)."""
+        return self._once("class_voxels", self._count_voxels)
+
+    def _count_voxels(self) -> Tensor:
+        ones = torch.ones_like(self._error)
+        return self.sum_by_class(ones if self.ignored is None else ones * ~self.ignored)
+
+    def sum_by_batch(self, values: Tensor) -> Tensor:
+        """Sum values (B, G, K) over the batch where ``batch_dice``, and over ranks where ``ddp``.
+
+        (B, G, K); B = 1 with ``batch_dice``.
+        """
+        return self.over_batch(values)[None] if self.batch_dice else values
+
+    def over_batch(self, values: Tensor) -> Tensor:
+        """Sum of values of each sample over the batch, and over ranks where ``ddp``."""
+        total = values.sum(0)
+        return sum_over_ranks(total) if self.ddp else total
+
+    def distances(self, side: str, spacing: Spacing, *, include_background: bool = False) -> Tensor:
+        """Squared distance of the voxels on one side of each class to the other side.
+
+        It is computed once for all terms of a loss.
+
+        Args:
+            side: ``inside`` or ``outside``, the voxels whose distance is asked for.
+            spacing: Physical size of the image's voxels, or None for distances in voxels.
+            include_background: Use the background class too.
+
+        Returns:
+            (B, G, classes in use, *S); 0 on the other side, and where there is none.
+        """
+        mask = self.one_hot if include_background else self.one_hot[:, :, 1:]
+        return self._once(
+            f"distances {side} {spacing} {include_background}",
+            lambda: self.squared_distance(mask, side=side, spacing=spacing),
+        )
+
+    def squared_distance(self, mask: Tensor, *, side: str, spacing: Spacing) -> Tensor:
+        """As :meth:`distances`, for any mask (B, G, K, *S)."""
+        complement = ~mask & self.counting
+        of, to = (mask, complement) if side == "inside" else (complement, mask)
+        return squared_distance(of, to, self.voxel_size(spacing), self.cross_entropy.dtype)
+
+    def voxel_size(self, spacing: Spacing) -> Spacing:
+        """The size of this view's voxels, given that of the image's."""
+        if spacing is None or self.zoom is None:
+            return spacing
+        return tuple(size * zoom for size, zoom in zip(spacing, self.zoom, strict=True))
+
+    @property
+    def counting(self) -> Tensor:
+        """True where a voxel counts, (B, 1, 1, *S)."""
+        if self.ignored is None:
+            shape = (self._error.shape[0], 1, 1, *self._error.shape[2:])
+            return torch.ones(shape, dtype=torch.bool, device=self._error.device)
+        return ~self.ignored[:, :, None]
 
     @property
     def voxels(self) -> Tensor:
@@ -159,14 +244,18 @@ class View(ABC):
 
         A sample with every voxel ignored does not count.
         """
+        return self.mean_of_groups(values).mean()
+
+    def mean_of_groups(self, values: Tensor) -> Tensor:
+        """As :meth:`mean_over_classes`, for each group, (G,)."""
         reduce = self.ddp and not self.batch_dice
         if self.ignored is None and not reduce:
-            return values.mean()
+            return values.mean((0, 2))
         counting = self.voxels > 0
         if self.batch_dice:
             counting = self._any_rank(counting.any(0, keepdim=True))
         weights = counting.to(values.dtype)[:, None, None].expand(values.shape)
-        return self._divide((values * weights).sum(), weights.sum(), reduce)
+        return self._divide((values * weights).sum((0, 2)), weights.sum((0, 2)), reduce)
 
     def _any_rank(self, flag: Tensor) -> Tensor:
         return sum_over_ranks(flag.to(self.cross_entropy.dtype)) > 0 if self.ddp else flag
@@ -217,6 +306,26 @@ class LabelView(View):
         rows = self._rows(self.label)
         return is_foreground.expand(*rows.shape[:3], -1).gather(-1, rows).view(self.label.shape)
 
+    @property
+    def errors(self) -> Tensor:
+        """|y − p| of every class, (B, 1, C, *S)."""
+        return self._once("errors", lambda: self.others.scatter(1, self.label, self.error)[:, None])
+
+    @property
+    def one_hot(self) -> Tensor:
+        """True for the true class of a voxel that counts, (B, 1, C, *S)."""
+        return self._once("one_hot", self._one_hot)
+
+    def _one_hot(self) -> Tensor:
+        classes = torch.arange(self.num_classes, device=self.label.device)
+        classes = classes.view(-1, *(1 for _ in self.label.shape[2:]))
+        return (self.label == classes)[:, None] & self.counting
+
+    def squared_errors(self) -> tuple[Tensor, Tensor]:
+        """Σ (y−p)² over the voxels of each class and over all others, (B, 1, C) each."""
+        inside = self.sum_by_class(self.error.square())
+        return inside, self.others.square().flatten(2).sum(2)[:, None]
+
     def sum_by_class(self, values: Tensor) -> Tensor:
         """Sum a map (B, 1, *S) over the voxels of each true class, giving (B, 1, K).
 
@@ -262,6 +371,23 @@ class RegionView(View):
     def foreground(self) -> Tensor:
         """1 where the true class is not the background and the voxel counts, else 0, (B, R, *S)."""
         return self._foreground
+
+    @property
+    def errors(self) -> Tensor:
+        """|y − p| of background and region, which are the same, (B, R, 2, *S)."""
+        error = self._once("errors", lambda: self.error)
+        return error[:, :, None].expand(-1, -1, 2, *error.shape[2:])
+
+    @property
+    def one_hot(self) -> Tensor:
+        """True for the true one of {background, region} where a voxel counts, (B, R, 2, *S)."""
+        foreground = self._foreground.bool()
+        return torch.stack([~foreground, foreground], 2) & self.counting
+
+    def squared_errors(self) -> tuple[Tensor, Tensor]:
+        """Σ (y−p)² over the voxels of each class and over all others, (B, R, 2) each."""
+        inside = self.sum_by_class(self.error.square())
+        return inside, inside.flip(2)
 
     def sum_by_class(self, values: Tensor) -> Tensor:
         """Sum a map (B, R, *S) over the background and the foreground voxels, giving (B, R, 2)."""

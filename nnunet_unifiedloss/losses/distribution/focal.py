@@ -1,4 +1,4 @@
-"""Losses of the voxels' distribution: cross entropy and its focal relatives."""
+"""Focal losses: cross entropy with confident voxels faded out."""
 
 from __future__ import annotations
 
@@ -15,39 +15,6 @@ from nnunet_unifiedloss.losses.base import (
     check_weights,
 )
 from nnunet_unifiedloss.losses.view import View
-
-
-class CrossEntropyLoss(SegmentationLoss):
-    r"""Cross entropy.
-
-    .. math:: L = \operatorname{mean}(-\ln p_t)
-
-    Args:
-        **options: regions, ignore_label, batch_dice, ddp; see :class:`SegmentationLoss`.
-
-    Shape:
-        logits (B, C, \*S), target (B, 1, \*S) or (B, \*S), with ``regions=True`` (B, C, \*S);
-        returns a scalar.
-
-    Raises:
-        TypeError, ValueError: See :class:`SegmentationLoss`.
-
-    Example:
-        >>> import torch
-        >>> logits, target = torch.zeros(1, 2, 4, 4), torch.zeros(1, 1, 4, 4)
-        >>> round(CrossEntropyLoss()(logits, target).item(), 4)
-        0.6931
-
-    References:
-        Bishop: Pattern recognition and machine learning, Springer 2006, equation 4.108.
-    """
-
-    paper = "Bishop 2006"
-    when = "Balanced classes; the smoothest gradients, blind to small structures."
-
-    def evaluate(self, view: View) -> Tensor:
-        """Mean CE."""
-        return view.mean_over_voxels(view.cross_entropy)
 
 
 class FocalLoss(SegmentationLoss):

@@ -1,0 +1,291 @@
+"""Losses of the distance between predicted and reference boundary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from typing_extensions import Unpack
+
+from nnunet_unifiedloss.losses.base import (
+    Options,
+    SegmentationLoss,
+    check_count,
+    check_flag,
+    check_number,
+    check_spacing,
+)
+from nnunet_unifiedloss.losses.view import View
+
+
+class BoundaryLoss(SegmentationLoss):
+    r"""Boundary loss: probability weighted by the signed distance to the reference boundary.
+
+    .. math:: L = \operatorname{mean}(p \, \varphi), \quad \varphi = \begin{cases}
+        d & \text{outside of the object} \\
+        -(d - 1) & \text{inside} \\
+        0 & \text{the class is absent} \end{cases}
+
+    d is the distance to the other side of the boundary. The mean is over samples, voxels and
+    foreground classes. As published, the loss is negative for good predictions.
+
+    Args:
+        spacing: Size of a voxel along each axis; None: distances in voxels.
+        **options: regions, ignore_label, batch_dice, ddp; see :class:`SegmentationLoss`.
+
+    Shape:
+        logits (B, C, \*S), target (B, 1, \*S) or (B, \*S), with ``regions=True`` (B, C, \*S);
+        returns a scalar.
+
+    Raises:
+        TypeError, ValueError: An argument is out of range; see also :class:`SegmentationLoss`.
+
+    Example:
+        >>> import torch
+        >>> logits, target = torch.zeros(1, 2, 1, 5), torch.zeros(1, 1, 1, 5)
+        >>> target[..., :2] = 1  # φ = -1, 0, 1, 2, 3
+        >>> round(BoundaryLoss()(logits, target).item(), 4)
+        0.5
+
+    References:
+        Kervadec et al.: Boundary loss for highly unbalanced segmentation, MIDL 2019
+        (arXiv:1812.07032), equation 5, with the distances of the authors' code.
+    """
+
+    paper = "Kervadec 2019, arXiv:1812.07032"
+    when = "Beside an overlap loss: pulls far-away false positives in."
+    when_not = "Alone: an empty prediction is a local optimum."
+    compiles = False
+
+    def __init__(
+        self, *, spacing: Sequence[float] | None = None, **options: Unpack[Options]
+    ) -> None:
+        super().__init__(**options)
+        self.spacing = check_spacing(spacing)
+
+    def evaluate(self, view: View) -> Tensor:
+        """Mean of p · φ."""
+        inside = view.distances("inside", self.spacing).sqrt()
+        signed = view.distances("outside", self.spacing).sqrt() - (inside - 1).where(inside > 0, 0)
+        return view.mean_over_voxels((view.probabilities[:, :, 1:] * signed).mean(2))
+
+
+class HausdorffDTLoss(SegmentationLoss):
+    r"""Hausdorff loss by distance transforms.
+
+    .. math:: L = \operatorname{mean}((p - y)^2 (D_p^\alpha + D_y^\alpha))
+
+    D_y is the distance of a voxel to the reference boundary from either side, D_p that to the
+    boundary of the prediction p > 0.5; both are 0 for an empty mask.
+
+    Args:
+        alpha: Exponent of the distances, > 0; the larger, the more far errors count.
+        include_background: Use the background class too.
+        spacing: Size of a voxel along each axis; None: distances in voxels.
+        **options: regions, ignore_label, batch_dice, ddp; see :class:`SegmentationLoss`.
+
+    Shape:
+        logits (B, C, \*S), target (B, 1, \*S) or (B, \*S), with ``regions=True`` (B, C, \*S);
+        returns a scalar.
+
+    Raises:
+        TypeError, ValueError: An argument is out of range; see also :class:`SegmentationLoss`.
+
+    Example:
+        >>> import torch
+        >>> logits, target = torch.zeros(1, 2, 1, 4), torch.zeros(1, 1, 1, 4)
+        >>> target[..., :2] = 1  # D_y² = 4, 1, 1, 4
+        >>> round(HausdorffDTLoss()(logits, target).item(), 4)
+        0.625
+
+    References:
+        Karimi, Salcudean: Reducing the Hausdorff distance in medical image segmentation with
+        convolutional neural networks, IEEE TMI 2019 (arXiv:1904.10030), equation 8.
+    """
+
+    paper = "Karimi 2019, arXiv:1904.10030"
+    when = "Beside an overlap loss, where the Hausdorff distance is judged."
+    when_not = "Alone, or with noisy labels: single far voxels dominate."
+    compiles = False
+
+    def __init__(
+        self,
+        *,
+        alpha: float = 2,
+        include_background: bool = False,
+        spacing: Sequence[float] | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(**options)
+        self.alpha = check_number("alpha", alpha, above=True)
+        self.include_background = check_flag("include_background", include_background)
+        self.spacing = check_spacing(spacing)
+
+    def evaluate(self, view: View) -> Tensor:
+        """Mean of (p − y)² · (D_p^α + D_y^α)."""
+        first = 0 if self.include_background else 1
+        predicted = (view.probabilities[:, :, first:].detach() > 0.5) & view.counting
+        weight = torch.zeros_like(view.errors[:, :, first:])
+        for side in ("inside", "outside"):
+            reference = view.distances(
+                side, self.spacing, include_background=self.include_background
+            )
+            prediction = view.squared_distance(predicted, side=side, spacing=self.spacing)
+            weight += reference.pow(self.alpha / 2) + prediction.pow(self.alpha / 2)
+        errors = view.errors[:, :, first:].square()
+        return view.mean_over_voxels((errors * weight).mean(2))
+
+
+class HausdorffERLoss(SegmentationLoss):
+    r"""Hausdorff loss by erosions: what survives many of them is far from the boundary.
+
+    .. math:: L = \operatorname{mean} \sum_{k=1}^{K} k^\alpha e_k, \quad e_0 = (p - y)^2, \quad
+        e_k = \frac{r_k}{\max r_k}, \quad r_k = \max(e_{k-1} * h - \tfrac{1}{2}, 0)
+
+    h is the normalised cross of a voxel and its face neighbours. The maximum is that of a sample
+    and class; where nothing survives, e_k = 0. All of it is differentiated, unlike in
+    implementations that erode outside of the graph.
+
+    Args:
+        alpha: Exponent of the number of erosions, > 0.
+        erosions: K, a whole number ≥ 1.
+        include_background: Use the background class too.
+        **options: regions, ignore_label, batch_dice, ddp; see :class:`SegmentationLoss`.
+
+    Shape:
+        logits (B, C, \*S), target (B, 1, \*S) or (B, \*S), with ``regions=True`` (B, C, \*S);
+        returns a scalar.
+
+    Raises:
+        TypeError, ValueError: An argument is out of range; see also :class:`SegmentationLoss`.
+
+    Example:
+        >>> import torch
+        >>> logits, target = torch.zeros(1, 2, 3, 3), torch.ones(1, 1, 3, 3)
+        >>> logits[:, 0] = 20  # all wrong: a full square, then a cross, then its centre
+        >>> round(HausdorffERLoss(erosions=2)(logits, target).item(), 4)
+        0.9111
+
+    References:
+        Karimi, Salcudean: Reducing the Hausdorff distance in medical image segmentation with
+        convolutional neural networks, IEEE TMI 2019 (arXiv:1904.10030), equations 11 and 12.
+    """
+
+    paper = "Karimi 2019, arXiv:1904.10030"
+    when = "As HausdorffDT, without distance transforms."
+    when_not = "Errors thinner than three voxels: the first erosion removes them."
+
+    def __init__(
+        self,
+        *,
+        alpha: float = 2,
+        erosions: int = 10,
+        include_background: bool = False,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(**options)
+        self.alpha = check_number("alpha", alpha, above=True)
+        self.erosions = check_count("erosions", erosions)
+        self.include_background = check_flag("include_background", include_background)
+
+    def evaluate(self, view: View) -> Tensor:
+        """Mean over voxels and classes of Σ_k k^α · e_k."""
+        first = 0 if self.include_background else 1
+        left = view.errors[:, :, first:].square()
+        total = torch.zeros_like(left)
+        for k in range(1, self.erosions + 1):
+            left = _erode(left) if view.ignored is None else _erode(left) * view.counting
+            strongest = left.flatten(3).amax(3).view(*left.shape[:3], *(1 for _ in left.shape[3:]))
+            something = strongest > torch.finfo(left.dtype).tiny ** 0.5
+            left = left / torch.where(something, strongest, 1)
+            total = total + k**self.alpha * left
+        return view.mean_over_voxels(total.mean(2))
+
+
+def _erode(values: Tensor) -> Tensor:
+    """Mean of each voxel of (B, G, K, *S) and its face neighbours, 0 outside, minus ½, or 0."""
+    axes = values.ndim - 3
+    total = values
+    for axis in range(3, values.ndim):
+        length = values.shape[axis]
+        pad = [0, 0] * (values.ndim - 1 - axis)
+        total = total + functional.pad(values.narrow(axis, 0, length - 1), [*pad, 1, 0])
+        total = total + functional.pad(values.narrow(axis, 1, length - 1), [*pad, 0, 1])
+    return (total / (2 * axes + 1) - 0.5).relu()
+
+
+class ShapeAwareLoss(SegmentationLoss):
+    r"""Shape-aware loss: wrong voxels cost more, the further the predicted boundary is off.
+
+    .. math:: L = \operatorname{mean}((1 + E) \, (-\ln p_t)), \quad E = \begin{cases}
+        \operatorname{mean}_{j \in \text{predicted curve}} d(j, \text{reference curve})
+            & \text{wrong voxels} \\ 0 & \text{elsewhere} \end{cases}
+
+    A curve is the foreground voxels that have a face neighbour of another class. E is that of a
+    sample, and 0 where one of the curves is empty.
+
+    Args:
+        spacing: Size of a voxel along each axis; None: distances in voxels.
+        **options: regions, ignore_label, batch_dice, ddp; see :class:`SegmentationLoss`.
+
+    Shape:
+        logits (B, C, \*S), target (B, 1, \*S) or (B, \*S), with ``regions=True`` (B, C, \*S);
+        returns a scalar.
+
+    Raises:
+        TypeError, ValueError: An argument is out of range; see also :class:`SegmentationLoss`.
+
+    Example:
+        >>> import torch
+        >>> logits, target = torch.zeros(1, 2, 1, 5), torch.zeros(1, 1, 1, 5)
+        >>> target[..., :2] = 1
+        >>> logits[:, 1, :, :4] = 1  # two voxels too long: curves at 1 and 3
+        >>> round(ShapeAwareLoss()(logits, target).item(), 4)
+        1.8398
+
+    References:
+        Al Arif et al.: Shape-aware deep convolutional neural network for vertebrae segmentation,
+        MSKI 2017, the shape-aware term.
+    """
+
+    paper = "Al Arif 2017, MSKI"
+    when = "Single compact objects whose outline matters."
+    when_not = "Many scattered lesions: one mean distance says little about each."
+    compiles = False
+
+    def __init__(
+        self, *, spacing: Sequence[float] | None = None, **options: Unpack[Options]
+    ) -> None:
+        super().__init__(**options)
+        self.spacing = check_spacing(spacing)
+
+    def evaluate(self, view: View) -> Tensor:
+        """Mean of (1 + E) · CE."""
+        with torch.no_grad():
+            predicted = view.probabilities.argmax(2, keepdim=True)
+            reference = view.one_hot.to(torch.uint8).argmax(2, keepdim=True)
+            wrong = (predicted != reference) & view.counting
+            curve = _curve(predicted, view.counting)
+            squared = view.squared_distance(
+                _curve(reference, view.counting), side="outside", spacing=self.spacing
+            )
+            length = curve.flatten(2).sum(2).clamp_min(1)
+            distance = (squared.sqrt() * curve).flatten(2).sum(2) / length
+            penalty = wrong[:, :, 0] * distance.view(*length.shape, *(1 for _ in wrong.shape[3:]))
+        return view.mean_over_voxels((1 + penalty) * view.cross_entropy)
+
+
+def _curve(label: Tensor, counting: Tensor) -> Tensor:
+    """Foreground voxels of (B, G, 1, *S) with a face neighbour of another label that counts."""
+    edge = torch.zeros_like(label, dtype=torch.bool)
+    counting = counting.expand_as(label)
+    for axis in range(3, label.ndim):
+        length = label.shape[axis] - 1
+        low, high = (label.narrow(axis, start, length) for start in (0, 1))
+        differ = low != high
+        differ &= counting.narrow(axis, 0, length) & counting.narrow(axis, 1, length)
+        pad = [0, 0] * (label.ndim - 1 - axis)
+        edge |= functional.pad(differ, [*pad, 0, 1]) | functional.pad(differ, [*pad, 1, 0])
+    return edge & (label > 0) & counting

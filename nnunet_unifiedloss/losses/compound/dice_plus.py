@@ -1,0 +1,293 @@
+"""The Dice loss plus another loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from typing_extensions import Unpack
+
+from nnunet_unifiedloss.losses.base import CompoundLoss, Options, check_flag, check_number
+from nnunet_unifiedloss.losses.boundary import BoundaryLoss, HausdorffDTLoss
+from nnunet_unifiedloss.losses.distribution.cross_entropy import CrossEntropyLoss, TopKLoss
+from nnunet_unifiedloss.losses.distribution.focal import FocalLoss
+from nnunet_unifiedloss.losses.region.dice import DiceLoss
+
+
+class DiceCrossEntropyLoss(CompoundLoss):
+    r"""Dice loss plus cross entropy: nnU-Net's default, plus 1.
+
+    .. math:: L = w_d \, L_\text{Dice} + w_{ce} \, L_\text{cross entropy}
+
+    Args:
+        weight_dice: Weight of the Dice term, ≥ 0.
+        weight_ce: Weight of the cross entropy, ≥ 0.
+        smooth: s of the Dice term, ≥ 0.
+        include_background: Use the background class in the Dice term too.
+        **options: regions, ignore_label, batch_dice, ddp; see :class:`SegmentationLoss`.
+
+    Shape:
+        logits (B, C, \*S), target (B, 1, \*S) or (B, \*S), with ``regions=True`` (B, C, \*S);
+        returns a scalar.
+
+    Raises:
+        TypeError, ValueError: An argument is out of range, or both weights are 0; see also
+            :class:`SegmentationLoss`.
+
+    Example:
+        >>> import torch
+        >>> logits, target = torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4)
+        >>> round(DiceCrossEntropyLoss()(logits, target).item(), 4)
+        1.0265
+
+    References:
+        Isensee et al.: nnU-Net, 2018 (arXiv:1809.10486), section 2.3; nnU-Net's code drops the
+        constant 1 of the Dice loss.
+    """
+
+    paper = "Isensee 2018, arXiv:1809.10486"
+    when = "nnU-Net's default; the baseline to beat."
+
+    def __init__(
+        self,
+        *,
+        weight_dice: float = 1,
+        weight_ce: float = 1,
+        smooth: float = 1e-5,
+        include_background: bool = False,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(**options)
+        self.weight_dice = check_number("weight_dice", weight_dice)
+        self.weight_ce = check_number("weight_ce", weight_ce)
+        if weight_dice == weight_ce == 0:
+            raise ValueError("weight_dice, weight_ce: one of them must be > 0, got 0 and 0")
+        self.smooth = check_number("smooth", smooth)
+        self.include_background = check_flag("include_background", include_background)
+        dice = DiceLoss(smooth=smooth, include_background=include_background, **options)
+        self.combine(
+            Dice=(weight_dice, dice), CrossEntropy=(weight_ce, CrossEntropyLoss(**options))
+        )
+
+
+class DiceFocalLoss(CompoundLoss):
+    r"""Dice loss plus focal loss.
+
+    .. math:: L = L_\text{Dice} + L_\text{focal}
+
+    Args:
+        gamma: Focusing exponent of the focal term, γ ≥ 0.
+        alpha: Class weights of the focal term; see :class:`FocalLoss`.
+        smooth: s of the Dice term, ≥ 0.
+        include_background: Use the background class in the Dice term too.
+        **options: regions, ignore_label, batch_dice, ddp; see :class:`SegmentationLoss`.
+
+    Shape:
+        logits (B, C, \*S), target (B, 1, \*S) or (B, \*S), with ``regions=True`` (B, C, \*S);
+        returns a scalar.
+
+    Raises:
+        TypeError, ValueError: An argument is out of range; see also :class:`SegmentationLoss`.
+
+    Example:
+        >>> import torch
+        >>> logits, target = torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4)
+        >>> round(DiceFocalLoss()(logits, target).item(), 4)
+        0.5066
+
+    References:
+        Zhu et al.: AnatomyNet, Medical Physics 2019 (arXiv:1808.05238), section 2.D.
+    """
+
+    paper = "Zhu 2019, arXiv:1808.05238"
+    when = "Dice + CE with the easy voxels faded out."
+    when_not = "Noisy labels: focusing amplifies them."
+
+    def __init__(
+        self,
+        *,
+        gamma: float = 2,
+        alpha: float | Sequence[float] | None = None,
+        smooth: float = 1e-5,
+        include_background: bool = False,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(**options)
+        focal = FocalLoss(gamma=gamma, alpha=alpha, **options)
+        dice = DiceLoss(smooth=smooth, include_background=include_background, **options)
+        self.gamma, self.alpha = focal.gamma, focal.alpha
+        self.smooth, self.include_background = dice.smooth, dice.include_background
+        self.combine(Dice=(1, dice), Focal=(1, focal))
+
+
+class DiceTopKLoss(CompoundLoss):
+    r"""Dice loss plus top-k loss.
+
+    .. math:: L = L_\text{Dice} + L_\text{top-k}
+
+    Args:
+        k: Percentage of voxels in the top-k term, 0 < k ≤ 100.
+        smooth: s of the Dice term, ≥ 0.
+        include_background: Use the background class in the Dice term too.
+        **options: regions, ignore_label, batch_dice, ddp; see :class:`SegmentationLoss`.
+
+    Shape:
+        logits (B, C, \*S), target (B, 1, \*S) or (B, \*S), with ``regions=True`` (B, C, \*S);
+        returns a scalar.
+
+    Raises:
+        TypeError, ValueError: An argument is out of range; see also :class:`SegmentationLoss`.
+
+    Example:
+        >>> import torch
+        >>> logits, target = torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4)
+        >>> round(DiceTopKLoss()(logits, target).item(), 4)
+        1.0265
+
+    References:
+        Ma et al.: Loss odyssey in medical image segmentation, Medical Image Analysis 2021,
+        section 2.5.
+    """
+
+    paper = "Ma 2021, Medical Image Analysis"
+    when = "Among the most robust in Ma 2021, with DiceFocal."
+    when_not = "Noisy labels: the hardest voxels are then the wrongly labelled ones."
+
+    def __init__(
+        self,
+        *,
+        k: float = 10,
+        smooth: float = 1e-5,
+        include_background: bool = False,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(**options)
+        top_k = TopKLoss(k=k, **options)
+        dice = DiceLoss(smooth=smooth, include_background=include_background, **options)
+        self.k = top_k.k
+        self.smooth, self.include_background = dice.smooth, dice.include_background
+        self.combine(Dice=(1, dice), TopK=(1, top_k))
+
+
+class DiceBoundaryLoss(CompoundLoss):
+    r"""Dice loss plus boundary loss, whose weight ramps up over the training.
+
+    .. math:: L = L_\text{Dice} + \alpha \, L_\text{boundary}, \quad
+        \alpha: \text{ from its start value to 1}
+
+    α rises linearly from epoch to epoch and reaches 1 in the last one; outside of a training it has
+    its start value.
+
+    Args:
+        alpha: Start value, 0 < α ≤ 1.
+        smooth: s of the Dice term, ≥ 0.
+        include_background: Use the background class in the Dice term too.
+        spacing: Size of a voxel along each axis; None: distances in voxels.
+        **options: regions, ignore_label, batch_dice, ddp; see :class:`SegmentationLoss`.
+
+    Shape:
+        logits (B, C, \*S), target (B, 1, \*S) or (B, \*S), with ``regions=True`` (B, C, \*S);
+        returns a scalar.
+
+    Raises:
+        TypeError, ValueError: An argument is out of range; see also :class:`SegmentationLoss`.
+
+    Example:
+        >>> loss = DiceBoundaryLoss(alpha=0.01)
+        >>> loss.start_epoch(99, 100, {})
+        >>> loss.weights
+        {'Dice': 1, 'Boundary': 1.0}
+
+    References:
+        Kervadec et al.: Boundary loss for highly unbalanced segmentation, MIDL 2019
+        (arXiv:1812.07032), with the rising weight of the journal version (Medical Image Analysis
+        2021) and an ordinary Dice loss in place of the generalised one.
+    """
+
+    paper = "Kervadec 2019, arXiv:1812.07032"
+    when = "Highly unbalanced foreground whose boundary matters."
+    when_not = "Patches mostly without foreground: the boundary term is then 0."
+    compiles = False
+
+    def __init__(
+        self,
+        *,
+        alpha: float = 0.01,
+        smooth: float = 1e-5,
+        include_background: bool = False,
+        spacing: Sequence[float] | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(**options)
+        self.alpha = check_number("alpha", alpha, maximum=1, above=True)
+        boundary = BoundaryLoss(spacing=spacing, **options)
+        dice = DiceLoss(smooth=smooth, include_background=include_background, **options)
+        self.smooth, self.include_background = dice.smooth, dice.include_background
+        self.spacing = boundary.spacing
+        self.combine(Dice=(1, dice), Boundary=(self.alpha, boundary))
+
+    def start_epoch(self, epoch: int, num_epochs: int, previous: Mapping[str, float]) -> None:
+        """Raise α linearly to 1 in the last epoch."""
+        progress = min(epoch / max(num_epochs - 1, 1), 1.0)
+        self.weights["Boundary"] = self.alpha + (1 - self.alpha) * progress
+
+
+class DiceHausdorffLoss(CompoundLoss):
+    r"""Dice loss plus Hausdorff loss by distance transforms, rebalanced each epoch.
+
+    .. math:: L = L_\text{Dice} + \lambda \, L_\text{Hausdorff}, \quad
+        \lambda = \frac{\text{mean of } L_\text{Dice}}{\text{mean of } L_\text{Hausdorff}}
+        \text{ in the epoch before}
+
+    λ is 1 in the first epoch and outside of a training.
+
+    Args:
+        alpha: Exponent of the distances, > 0.
+        smooth: s of the Dice term, ≥ 0.
+        include_background: Use the background class in the Dice term too.
+        spacing: Size of a voxel along each axis; None: distances in voxels.
+        **options: regions, ignore_label, batch_dice, ddp; see :class:`SegmentationLoss`.
+
+    Shape:
+        logits (B, C, \*S), target (B, 1, \*S) or (B, \*S), with ``regions=True`` (B, C, \*S);
+        returns a scalar.
+
+    Raises:
+        TypeError, ValueError: An argument is out of range; see also :class:`SegmentationLoss`.
+
+    Example:
+        >>> loss = DiceHausdorffLoss()
+        >>> loss.start_epoch(1, 100, {"Dice": 0.5, "HausdorffDT": 10.0})
+        >>> loss.weights
+        {'Dice': 1, 'HausdorffDT': 0.05}
+
+    References:
+        Karimi, Salcudean: Reducing the Hausdorff distance in medical image segmentation with
+        convolutional neural networks, IEEE TMI 2019 (arXiv:1904.10030), section III.
+    """
+
+    paper = "Karimi 2019, arXiv:1904.10030"
+    when = "The Hausdorff distance is judged beside Dice."
+    when_not = "Noisy labels: single far voxels dominate the second term."
+    compiles = False
+
+    def __init__(
+        self,
+        *,
+        alpha: float = 2,
+        smooth: float = 1e-5,
+        include_background: bool = False,
+        spacing: Sequence[float] | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(**options)
+        hausdorff = HausdorffDTLoss(alpha=alpha, spacing=spacing, **options)
+        dice = DiceLoss(smooth=smooth, include_background=include_background, **options)
+        self.alpha, self.spacing = hausdorff.alpha, hausdorff.spacing
+        self.smooth, self.include_background = dice.smooth, dice.include_background
+        self.combine(Dice=(1, dice), HausdorffDT=(1, hausdorff))
+
+    def start_epoch(self, epoch: int, num_epochs: int, previous: Mapping[str, float]) -> None:
+        """Give both terms the same mean, going by the epoch before."""
+        hausdorff = previous.get("HausdorffDT", 0.0)
+        if hausdorff > 0:
+            self.weights["HausdorffDT"] = previous["Dice"] / hausdorff

@@ -1,0 +1,1 @@
+"""Losses of the voxels' distribution: cross entropy and its relatives."""

@@ -1,0 +1,1 @@
+"""Losses of the overlap of prediction and reference."""

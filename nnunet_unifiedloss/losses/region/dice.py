@@ -1,0 +1,232 @@
+"""Losses of the Dice score."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from nnunet_unifiedloss.losses.base import (
+    Options,
+    SegmentationLoss,
+    check_flag,
+    check_number,
+)
+from nnunet_unifiedloss.losses.overlap import tversky_complement
+from nnunet_unifiedloss.losses.view import Counts, View
+
+
+class DiceLoss(SegmentationLoss):
+    r"""Dice loss.
+
+    .. math:: L = 1 - \operatorname{mean}_c \frac{2 TP + s}{2 TP + FP + FN + s}
+
+    Args:
+        smooth: s ≥ 0.
+        include_background: Use the background class too.
+        **options: regions, ignore_label, batch_dice, ddp; see :class:`SegmentationLoss`.
+
+    Shape:
+        logits (B, C, \*S), target (B, 1, \*S) or (B, \*S), with ``regions=True`` (B, C, \*S);
+        returns a scalar.
+
+    Raises:
+        TypeError, ValueError: An argument is out of range; see also :class:`SegmentationLoss`.
+
+    Example:
+        >>> import torch
+        >>> logits, target = torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4)
+        >>> round(DiceLoss()(logits, target).item(), 4)
+        0.3333
+
+    References:
+        Milletari et al.: V-Net, 3DV 2016 (arXiv:1606.04797), section 3, with the linear
+        denominator of Drozdzal et al.: The importance of skip connections in biomedical image
+        segmentation, 2016 (arXiv:1608.04117).
+    """
+
+    paper = "Milletari 2016, arXiv:1606.04797; Drozdzal 2016, arXiv:1608.04117"
+    when = "The metric itself; noisy alone, better in a compound."
+
+    def __init__(
+        self,
+        *,
+        smooth: float = 1e-5,
+        include_background: bool = False,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(**options)
+        self.smooth = check_number("smooth", smooth)
+        self.include_background = check_flag("include_background", include_background)
+
+    def evaluate(self, view: View) -> Tensor:
+        """1 − mean_c Dice."""
+        return view.mean_over_classes(self.complement(view))
+
+    def complement(self, view: View) -> Tensor:
+        """1 − Dice of each sample, group and class in use: a Tversky index, all of it halved."""
+        return tversky_complement(
+            view.counts,
+            alpha=0.5,
+            beta=0.5,
+            smooth=self.smooth / 2,
+            include_background=self.include_background,
+        )
+
+
+class LogCoshDiceLoss(DiceLoss):
+    r"""Log-cosh Dice loss: the Dice loss, smoothed near its optimum.
+
+    .. math:: L = \ln \cosh L_\text{Dice}
+
+    Args:
+        smooth: s ≥ 0.
+        include_background: Use the background class too.
+        **options: regions, ignore_label, batch_dice, ddp; see :class:`SegmentationLoss`.
+
+    Shape:
+        logits (B, C, \*S), target (B, 1, \*S) or (B, \*S), with ``regions=True`` (B, C, \*S);
+        returns a scalar.
+
+    Raises:
+        TypeError, ValueError: An argument is out of range; see also :class:`SegmentationLoss`.
+
+    Example:
+        >>> import torch
+        >>> logits, target = torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4)
+        >>> round(LogCoshDiceLoss()(logits, target).item(), 4)
+        0.0546
+
+    References:
+        Jadon: A survey of loss functions for semantic segmentation, CIBCB 2020 (arXiv:2006.14822),
+        the log-cosh Dice loss.
+    """
+
+    paper = "Jadon 2020, arXiv:2006.14822"
+    when = "Dice trains well but jumps about at the end."
+    when_not = "Early or small gradients: its slope vanishes with the loss."
+
+    def evaluate(self, view: View) -> Tensor:
+        """Ln cosh of the Dice loss, mean over regions."""
+        half = view.mean_of_groups(self.complement(view)) / 2
+        # ln cosh x = ln(1 + 2 sinh² (x/2)) keeps the digits of a small x
+        return torch.log1p(2 * half.sinh().square()).mean()
+
+
+class GeneralizedDiceLoss(SegmentationLoss):
+    r"""Generalised Dice loss: classes weighted by the inverse of their squared volume.
+
+    .. math:: L = 1 - \frac{2 \sum_c w_c TP_c + s}{\sum_c w_c (2 TP + FP + FN)_c + s}, \quad
+        w_c = 1 / (\sum y_c)^2
+
+    It is the mean over samples. A class that is absent gets the largest finite weight of its
+    sample, so that a false positive of it costs something and the others still count.
+
+    Args:
+        smooth: s ≥ 0.
+        include_background: Use the background class too.
+        **options: regions, ignore_label, batch_dice, ddp; see :class:`SegmentationLoss`.
+
+    Shape:
+        logits (B, C, \*S), target (B, 1, \*S) or (B, \*S), with ``regions=True`` (B, C, \*S);
+        returns a scalar.
+
+    Raises:
+        TypeError, ValueError: An argument is out of range; see also :class:`SegmentationLoss`.
+
+    Example:
+        >>> import torch
+        >>> logits, target = torch.zeros(1, 2, 4, 4), torch.zeros(1, 1, 4, 4)
+        >>> target[..., :1] = 1
+        >>> round(GeneralizedDiceLoss()(logits, target).item(), 4)
+        0.625
+
+    References:
+        Sudre et al.: Generalised Dice overlap as a deep learning loss function for highly
+        unbalanced segmentations, DLMIA 2017 (arXiv:1707.03237), section 2.1; absent classes are
+        handled as MONAI does it.
+    """
+
+    paper = "Sudre 2017, arXiv:1707.03237"
+    when = "Two classes of very different size."
+    when_not = "Many organs: unstable (Ma 2021), as tiny classes take nearly all the weight."
+
+    def __init__(
+        self,
+        *,
+        smooth: float = 1e-5,
+        include_background: bool = True,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(**options)
+        self.smooth = check_number("smooth", smooth)
+        self.include_background = check_flag("include_background", include_background)
+
+    def evaluate(self, view: View) -> Tensor:
+        """Mean over samples of the generalised Dice loss."""
+        return view.mean_over_classes(self.complement(view))
+
+    def complement(self, view: View) -> Tensor:
+        """1 − generalised Dice of each sample and group, (B, G, 1)."""
+        first = 0 if self.include_background else 1
+        counts = Counts(*(count[..., first:] for count in view.counts))
+        with torch.no_grad():
+            volume = view.sum_by_batch(view.class_voxels)[..., first:]
+            present = volume > 0
+            weights = torch.where(present, volume, 1).square().reciprocal()
+            largest = torch.where(present, weights, 0).amax(-1, keepdim=True)
+            weights = torch.where(present, weights, largest)
+        errors = (weights * (counts.false_positives + counts.false_negatives)).sum(-1, keepdim=True)
+        total = errors + 2 * (weights * counts.true_positives).sum(-1, keepdim=True) + self.smooth
+        return errors / total.clamp_min(torch.finfo(total.dtype).tiny ** 0.5)
+
+
+class PenaltyGeneralizedDiceLoss(GeneralizedDiceLoss):
+    r"""Generalised Dice loss with a penalty on errors.
+
+    .. math:: L = \frac{L_\text{GD}}{1 + k (1 - L_\text{GD})}
+
+    Args:
+        k: Strength of the penalty, ≥ 0; 0 is the generalised Dice loss.
+        smooth: s ≥ 0 of the generalised Dice loss.
+        include_background: Use the background class too.
+        **options: regions, ignore_label, batch_dice, ddp; see :class:`SegmentationLoss`.
+
+    Shape:
+        logits (B, C, \*S), target (B, 1, \*S) or (B, \*S), with ``regions=True`` (B, C, \*S);
+        returns a scalar.
+
+    Raises:
+        TypeError, ValueError: An argument is out of range; see also :class:`SegmentationLoss`.
+
+    Example:
+        >>> import torch
+        >>> logits, target = torch.zeros(1, 2, 4, 4), torch.zeros(1, 1, 4, 4)
+        >>> target[..., :1] = 1
+        >>> round(PenaltyGeneralizedDiceLoss(k=1)(logits, target).item(), 4)
+        0.4545
+
+    References:
+        Yang et al.: Major vessel segmentation on X-ray coronary angiography using deep networks
+        with a novel penalty loss function, MIDL 2019.
+    """
+
+    paper = "Yang 2019, MIDL"
+    when = "As GeneralizedDice, with more weight on large errors."
+    when_not = "Many organs, as GeneralizedDice."
+
+    def __init__(
+        self,
+        *,
+        k: float = 2.5,
+        smooth: float = 1e-5,
+        include_background: bool = True,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(smooth=smooth, include_background=include_background, **options)
+        self.k = check_number("k", k)
+
+    def evaluate(self, view: View) -> Tensor:
+        """L / (1 + k(1 − L)) of the generalised Dice loss L, mean over regions."""
+        loss = view.mean_of_groups(self.complement(view))
+        return (loss / (1 + self.k * (1 - loss))).mean()

@@ -1,0 +1,154 @@
+"""Losses of the Jaccard index (intersection over union)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from nnunet_unifiedloss.losses.base import Options, SegmentationLoss, check_flag, check_number
+from nnunet_unifiedloss.losses.overlap import tversky_complement
+from nnunet_unifiedloss.losses.view import View
+
+
+class JaccardLoss(SegmentationLoss):
+    r"""Jaccard loss.
+
+    .. math:: L = 1 - \operatorname{mean}_c \frac{TP + s}{TP + FP + FN + s}
+
+    Args:
+        smooth: s ≥ 0.
+        include_background: Use the background class too.
+        **options: regions, ignore_label, batch_dice, ddp; see :class:`SegmentationLoss`.
+
+    Shape:
+        logits (B, C, \*S), target (B, 1, \*S) or (B, \*S), with ``regions=True`` (B, C, \*S);
+        returns a scalar.
+
+    Raises:
+        TypeError, ValueError: An argument is out of range; see also :class:`SegmentationLoss`.
+
+    Example:
+        >>> import torch
+        >>> logits, target = torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4)
+        >>> round(JaccardLoss()(logits, target).item(), 4)
+        0.5
+
+    References:
+        Rahman, Wang: Optimizing intersection-over-union in deep neural networks for image
+        segmentation, ISVC 2016, section 3.
+    """
+
+    paper = "Rahman 2016, ISVC"
+    when = "Intersection over union is the metric."
+    when_not = "Alone on tiny structures: noisy, as Dice is."
+
+    def __init__(
+        self,
+        *,
+        smooth: float = 1e-5,
+        include_background: bool = False,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(**options)
+        self.smooth = check_number("smooth", smooth)
+        self.include_background = check_flag("include_background", include_background)
+
+    def evaluate(self, view: View) -> Tensor:
+        """1 − mean_c Jaccard index, the Tversky index with α = β = 1."""
+        return view.mean_over_classes(
+            tversky_complement(
+                view.counts,
+                alpha=1,
+                beta=1,
+                smooth=self.smooth,
+                include_background=self.include_background,
+            )
+        )
+
+
+class LovaszLoss(SegmentationLoss):
+    r"""Lovász loss: the convex extension of the Jaccard loss.
+
+    .. math:: L = \operatorname{mean}_{c \text{ present}} \sum_i e_{(i)}
+        \left[ \Delta_J(\{(1), \dots, (i)\}) - \Delta_J(\{(1), \dots, (i-1)\}) \right], \quad
+        e = |y - p|
+
+    (1), (2), … are the voxels of the batch in order of falling error, and Δ_J is the Jaccard loss
+    of a set of wrong voxels. All classes that are present in the batch count, the background too.
+    In distributed training each rank sorts its own part of the batch.
+
+    Args:
+        **options: regions, ignore_label, batch_dice, ddp; see :class:`SegmentationLoss`.
+
+    Shape:
+        logits (B, C, \*S), target (B, 1, \*S) or (B, \*S), with ``regions=True`` (B, C, \*S);
+        returns a scalar.
+
+    Raises:
+        TypeError, ValueError: See :class:`SegmentationLoss`.
+
+    Example:
+        >>> import torch
+        >>> logits, target = torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4)
+        >>> round(LovaszLoss()(logits, target).item(), 4)
+        0.5
+
+    References:
+        Berman et al.: The Lovász-softmax loss, CVPR 2018 (arXiv:1705.08790), equations 8 and 9.
+    """
+
+    paper = "Berman 2018, arXiv:1705.08790"
+    when = "Fine-tuning for intersection over union after a training with cross entropy."
+    when_not = "From scratch alone: voxels far down the order get hardly any gradient."
+
+    def evaluate(self, view: View) -> Tensor:
+        """Lovász extension of the Jaccard loss, mean over the classes present and regions."""
+        errors = view.errors.transpose(0, 1).flatten(3)  # (G, B, K, voxels)
+        truth = view.one_hot.transpose(0, 1).flatten(3)
+        return torch.stack(
+            [self._group(e, t) for e, t in zip(errors.unbind(0), truth.unbind(0), strict=True)]
+        ).mean()
+
+    def _group(self, errors: Tensor, truth: Tensor) -> Tensor:
+        """The loss of one group from (B, K, voxels)."""
+        classes = range(errors.shape[1])
+        orders = [_falling(errors[:, 0].flatten())] if len(classes) == 2 else None
+        values, present = [], []
+        for c in classes:
+            error, mask = errors[:, c].flatten(), truth[:, c].flatten()
+            # two classes have the same errors
+            order = orders[0] if orders else _falling(error)
+            values.append((error.gather(0, order) * _jaccard_steps(mask[order], error.dtype)).sum())
+            present.append(mask.any())
+        exists = torch.stack(present).to(errors.dtype)
+        return (torch.stack(values) * exists).sum() / exists.sum().clamp_min(1)
+
+
+def _falling(errors: Tensor) -> Tensor:
+    """Indices that sort errors ≥ 0 from the largest to the smallest.
+
+    The bits of floats ≥ 0 are in the order of the floats, and integers sort several times faster.
+    """
+    bits = (
+        errors.detach()
+        .contiguous()
+        .view(torch.int64 if errors.dtype == torch.float64 else torch.int32)
+    )
+    return torch.sort(torch.iinfo(bits.dtype).max - bits, stable=True).indices
+
+
+@torch.no_grad()
+def _jaccard_steps(sorted_mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """What each voxel in turn adds to the Jaccard loss when it becomes wrong.
+
+    With P voxels in the mask, i of them and j others wrong already, the loss is
+    1 − (P − i)/(P + j); its steps are written out, since their difference would round them away.
+    """
+    inside = sorted_mask.to(torch.int64)
+    wrong_inside = inside.cumsum(0) - inside
+    wrong_outside = torch.arange(inside.numel(), device=inside.device) - wrong_inside
+    union = (inside.sum() + wrong_outside).clamp_min(1)
+    remaining = (inside.sum() - wrong_inside).to(dtype)
+    step_outside = remaining / union / (union + 1)
+    return torch.where(sorted_mask, union.to(dtype).reciprocal(), step_outside)
