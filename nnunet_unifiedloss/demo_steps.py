@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from nnunet_unifiedloss.demo_commands import say
+from nnunet_unifiedloss.files import write_atomically
 from nnunet_unifiedloss.phantom import DATASET_ID, DATASET_NAME, FILE_ENDING
 
 __all__ = ["Step", "plan_step", "prediction_folder", "prediction_step", "training_step"]
@@ -183,6 +184,4 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(content, indent=4), encoding="utf-8")
-    unfinished.replace(path)
+    write_atomically(path, json.dumps(content, indent=4))

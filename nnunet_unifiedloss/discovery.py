@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from nnunet_unifiedloss.files import write_atomically
+
 VARIABLE = "nnUNet_extTrainer"
 MODULE_NAME = "nnunet_unifiedloss_trainers"
 MODULE_MARK = "# Written by `nnunet-unifiedloss install`"
@@ -153,14 +155,8 @@ def install() -> InstallResult:
         raise _foreign(path)
     if state == "current":
         return InstallResult(path, "unchanged")
-    # os.replace: a training that starts meanwhile never sees half a module
-    draft = path.with_name(f".{MODULE_NAME}.{os.getpid()}")
     with _access(path, f"leave that folder as it is and set: {external_line()}"):
-        try:
-            draft.write_bytes(MODULE_TEXT.encode())
-            os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
+        write_atomically(path, MODULE_TEXT)
     importlib.invalidate_caches()
     return InstallResult(path, "installed" if state == "absent" else "updated")
 

@@ -26,6 +26,7 @@ _LIST = re.compile(rf"{_NUMBER}(?:-{_NUMBER})+", re.IGNORECASE)
 _SCHEDULE = re.compile(r"(\d{1,9})(epochs|iters)")
 # nnUNetTrainer's own settings: naming them would be another spelling of leaving them alone
 HOST_DEFAULTS = {"learning_rate": 0.01, "epochs": 1000, "iterations": 250}
+FROM_PLANS = "plans"  # a ``spacing`` that the trainer takes from the plans
 _LONGEST_NAME = 200  # file systems allow 255 characters, and plans and configuration follow
 
 
@@ -43,6 +44,8 @@ class TrainerEntry:
         parameters: Hyperparameters with their defaults.
         paper: Where the loss comes from.
         when: One line on when to use it.
+        when_not: One line on when not to.
+        family: distribution, region, boundary, structural or compound.
     """
 
     trainer: str
@@ -50,6 +53,8 @@ class TrainerEntry:
     parameters: dict[str, Any]
     paper: str
     when: str
+    when_not: str
+    family: str
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,15 @@ def catalogue() -> list[TrainerEntry]:
         [{'gamma': 2, 'alpha': None}]
     """
     return [
-        TrainerEntry(PREFIX + name.removesuffix("Loss"), name, cls.defaults(), cls.paper, cls.when)
+        TrainerEntry(
+            trainer=PREFIX + name.removesuffix("Loss"),
+            loss=name,
+            parameters=cls.defaults(),
+            paper=cls.paper,
+            when=cls.when,
+            when_not=cls.when_not,
+            family=cls.family(),
+        )
         for name, cls in sorted(SegmentationLoss.registry.items())
     ]
 
@@ -158,8 +171,9 @@ typed name, so use that one
             f"at most {_LONGEST_NAME} are possible"
         )
     parsed = TrainerName(loss, **_read_parts(name, loss))
+    said = {key: value for key, value in parsed.parameters.items() if value != FROM_PLANS}
     try:
-        loss(**parsed.parameters)
+        loss(**said)
     except (TypeError, ValueError) as error:
         raise TrainerNameError(f"{name}: {error}") from error
     if str(parsed) != name:
@@ -200,7 +214,8 @@ def _read_part(
     for parameter, default in sorted(loss.defaults().items(), key=lambda item: -len(item[0])):
         if part.startswith(camel_case(parameter)):
             text = part.removeprefix(camel_case(parameter))
-            value = _read_value(text, default)
+            from_plans = parameter == "spacing" and text == FROM_PLANS.capitalize()
+            value = FROM_PLANS if from_plans else _read_value(text, default)
             if value is not None:
                 return part, parameter, value, after
     if part.startswith("lr") and (value := _read_value(part.removeprefix("lr"), 0.0)) is not None:
@@ -232,7 +247,10 @@ def _possible_parts(part: str, loss: type[SegmentationLoss]) -> str:
     letters = re.sub(r"[\d.-].*", "", part)
     close = difflib.get_close_matches(letters, [*parameters, *bases, "lr", "epochs", "iters"], n=1)
     hint = f"did you mean '{close[0]}'? " if close else ""
-    values = ", ".join(f"{parameter}<value>" for parameter in parameters)
+    values = ", ".join(
+        f"{parameter}<value>" + (" or spacingPlans" if parameter == "spacing" else "")
+        for parameter in parameters
+    )
     return (
         f"{hint}Possible: {values + ', ' if values else ''}one of nnU-Net's own variants "
         f"({', '.join(bases)}), lr<value>, <N>epochs, <N>iters"
@@ -256,7 +274,11 @@ def format_value(value: Any) -> str:  # noqa: ANN401 (whatever a constructor tak
     Example:
         >>> format_value(0.70), format_value(20.0), format_value(1e-05), format_value((0.1, 1, 4))
         ('0.7', '20', '1e-5', '0.1-1-4')
+        >>> format_value("plans")
+        'Plans'
     """
+    if value == FROM_PLANS:
+        return FROM_PLANS.capitalize()
     if isinstance(value, (tuple, list)):
         return "-".join(format_value(item) for item in value)
     if float(value).is_integer() and abs(value) < 1e16:

@@ -117,7 +117,7 @@ TABLE = {
     "UnifiedFocalLoss": Row(formulas.unified_focal, UNIFIED, UNIFIED_REFUSED),
 }
 
-SPACING = [{"spacing": 3}, {"spacing": [1]}, {"spacing": [1, 0, 1]}, {"spacing": "1-1"}]
+SPACING = [{"spacing": [1]}, {"spacing": [1, -1, 1]}]
 DICE_PART = [{"smooth": 1, "include_background": True}]
 TABLE |= {
     "WeightedCrossEntropyLoss": Row(
@@ -167,7 +167,7 @@ TABLE |= {
     "HausdorffERLoss": Row(
         spatial_formulas.hausdorff_er,
         [{"alpha": 1.5, "erosions": 3, "include_background": True}],
-        [{"alpha": 0}, {"erosions": 0}, {"erosions": 1.5}],
+        [{"alpha": 0}, {"erosions": 0}],
     ),
     "ShapeAwareLoss": Row(spatial_formulas.shape_aware, [], SPACING, anisotropic=[{}]),
     "StructuralSimilarityLoss": Row(

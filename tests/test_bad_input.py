@@ -20,7 +20,8 @@ def test_out_of_range(name):
         with pytest.raises(ValueError, match="|".join(arguments)) as caught:
             getattr(losses, name)(**arguments)
         value = next(iter(arguments.values()))
-        shown = value if not isinstance(value, list) else (value[1] if value[1] < 0 else value)
+        negative = [item for item in value if item < 0] if isinstance(value, list) else []
+        shown = negative[0] if negative else value
         assert str(shown) in str(caught.value), arguments
 
 

@@ -25,6 +25,8 @@ ENTRY = naming.TrainerEntry(
     parameters={"weight_dice": 1.0, "gamma": None, "class_weights": (0.1, 1.0)},
     paper="Nobody 2020 [b], arXiv:0000.00000",
     when="Whenever a table must show a long line without cutting it into useless pieces.",
+    when_not="Otherwise.",
+    family="compound",
 )
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import os
+from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_unifiedloss import trainers
-from nnunet_unifiedloss.losses import UnifiedFocalLoss
+from nnunet_unifiedloss.losses import BoundaryLoss, UnifiedFocalLoss
 from nnunet_unifiedloss.naming import HOST_DEFAULTS
 from nnunet_unifiedloss.trainer import LossTrainer, RecordedLoss
 
@@ -194,3 +198,152 @@ def test_compiled_and_eager_agree():
     eager = RecordedLoss(loss, PATCH, compiled=False)
     assert compiled(logits, target).item() == pytest.approx(eager(logits, target).item(), rel=1e-6)
     assert compiled.pop_means() == pytest.approx(eager.pop_means(), rel=1e-6)
+
+
+@pytest.mark.parametrize("part", ["Plans", "2-1-0.5"])
+def test_physical_distances_at_every_resolution(part):
+    trainer = make_trainer(f"nnUNetTrainerBoundary_spacing{part}")
+    trainer.configuration_manager.configuration["spacing"] = [2, 1, 0.5]
+    trainer.enable_deep_supervision = False
+    loss = trainer._build_loss()
+    for shape in (PATCH, (8, 16, 8)):
+        logits, target = torch.randn(2, 3, *shape), torch.ones(2, 1, *shape)
+        target[:, :, :3] = 2
+        spacing = tuple(s * p / n for s, p, n in zip((2, 1, 0.5), PATCH, shape, strict=True))
+        expected = BoundaryLoss(spacing=spacing)(logits, target)
+        assert loss(logits, target).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+class FakeDataset:
+    """nnU-Net's dataset of preprocessed cases, from arrays."""
+
+    loaded: ClassVar[list[str]] = []
+    segmentations: ClassVar[dict[str, np.ndarray]] = {}
+
+    def __init__(self, folder, cases):
+        self.source_folder = folder
+
+    def load_case(self, case):
+        self.loaded.append(case)
+        return None, self.segmentations[case][None], None, {}
+
+
+@pytest.fixture
+def preprocessed(tmp_path, monkeypatch):
+    folder = tmp_path / "preprocessed" / "plans_3d"
+    folder.mkdir(parents=True)
+    FakeDataset.loaded.clear()
+    FakeDataset.segmentations = {
+        "a": np.array([[-1, 0, 0, 0], [0, 1, 1, 2]]),
+        "b": np.array([[0, 0, 0, 0], [3, 3, 3, 2]]),
+        "not for training": np.full((9, 9), 2),
+    }
+    for case in FakeDataset.segmentations:
+        (folder / f"{case}_seg.b2nd").touch()
+    monkeypatch.setattr(
+        "nnunet_unifiedloss.trainer.infer_dataset_class", lambda folder: FakeDataset
+    )
+    monkeypatch.setattr(LossTrainer, "do_split", lambda self: (["a", "b"], ["not for training"]))
+    return folder
+
+
+def weighted_trainer(preprocessed, name="nnUNetTrainerWeightedCrossEntropy", **options):
+    trainer = make_trainer(name, **options)
+    trainer.preprocessed_dataset_folder = str(preprocessed)
+    trainer._build_loss()
+    return trainer.recorded_loss.loss
+
+
+def test_class_weights_are_inverse_frequencies_of_the_training_cases(preprocessed, capsys):
+    weights = weighted_trainer(preprocessed, ignore=True).class_weights
+    expected = 1 / np.array([9, 2, 2])  # voxels of labels 0, 1 and 2; 3 is ignored
+    assert weights == pytest.approx(expected / expected.mean(), rel=1e-5)
+    assert (
+        "Voxels of each label in the training cases: {0: 9, 1: 2, 2: 2}" in capsys.readouterr().out
+    )
+
+
+def test_every_region_has_its_own_weights(preprocessed):
+    weights = weighted_trainer(preprocessed, regions=True, ignore=True).class_weights
+    for pair, (outside, inside) in zip(weights, [(9, 4), (11, 2)], strict=True):
+        expected = np.array([1 / outside, 1 / inside])
+        assert pair == pytest.approx(expected / expected.mean(), rel=1e-5)
+
+
+def test_labels_are_counted_once(preprocessed):
+    first = weighted_trainer(preprocessed, ignore=True).class_weights
+    assert FakeDataset.loaded == ["a", "b"]
+    assert weighted_trainer(preprocessed, ignore=True).class_weights == first
+    assert FakeDataset.loaded == ["a", "b"]
+    os.utime(preprocessed / "b_seg.b2nd", ns=(0, 0))  # preprocessed again
+    weighted_trainer(preprocessed, ignore=True)
+    assert FakeDataset.loaded == ["a", "b", "b"]
+    assert [path.name for path in preprocessed.parent.iterdir() if path.is_file()] == [
+        "label_voxels_plans_3d.json"
+    ]
+
+
+def test_weights_in_the_name_override_the_data(preprocessed):
+    name = "nnUNetTrainerWeightedCrossEntropy_classWeights0.1-1-4"
+    assert weighted_trainer(preprocessed, name).class_weights == (0.1, 1, 4)
+    assert FakeDataset.loaded == []
+
+
+def run_epochs(trainer, last, values):
+    """Training epochs up to the last one, without a network; returns the weights of each."""
+    trainer.network = torch.nn.Identity()
+    trainer.optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    trainer.lr_scheduler = torch.optim.lr_scheduler.ConstantLR(trainer.optimizer)
+    used = []
+    while trainer.current_epoch < last:
+        trainer.on_train_epoch_start()
+        loss = trainer.recorded_loss
+        used.append(dict(loss.loss.weights))
+        means = values[trainer.current_epoch]
+        loss.pop_means = lambda means=means, loss=loss: {
+            name: value * loss.loss.weights[name] for name, value in means.items()
+        }
+        trainer.on_train_epoch_end([{"loss": 0.5}])
+        trainer.current_epoch += 1
+    return used
+
+
+@pytest.mark.parametrize(
+    ("name", "term", "expected"),
+    [
+        ("nnUNetTrainerDiceBoundary_alpha0.2_5epochs", "Boundary", [0.2, 0.4, 0.6, 0.8, 1.0]),
+        ("nnUNetTrainerDiceHausdorff_5epochs", "HausdorffDT", [1, 0.5, 0.25, 0.125, 0.0625]),
+    ],
+)
+def test_schedules_follow_the_epoch_and_survive_an_interruption(name, term, expected, capsys):
+    values = [{"Dice": 0.5, term: 2.0**epoch} for epoch in range(5)]
+
+    def start():
+        trainer = make_trainer(name)
+        trainer.num_epochs = 5
+        trainer._build_loss()
+        return trainer
+
+    whole = run_epochs(start(), 5, values)
+    assert [weights[term] for weights in whole] == pytest.approx(expected)
+    assert f"{term} {expected[-1]:.6g}" in capsys.readouterr().out
+
+    interrupted = start()
+    run_epochs(interrupted, 3, values)
+    continued = start()
+    continued.logger.load_checkpoint(copy.deepcopy(interrupted.logger.get_checkpoint()))
+    continued.current_epoch = 3
+    assert run_epochs(continued, 5, values) == whole[3:]
+
+
+def test_a_checkpoint_without_our_log_can_be_continued():
+    trainer = make_trainer("nnUNetTrainerDiceHausdorff")
+    trainer._build_loss()
+    trainer.current_epoch = 2
+    for key, values in trainer.logger.get_checkpoint().items():
+        values += [0.1, 0.1] if key != "loss_terms" else []
+    used = run_epochs(trainer, 4, [{}, {}, {"Dice": 1.0, "HausdorffDT": 4.0}, {}])
+    assert [weights["HausdorffDT"] for weights in used] == [1, 0.25]
+    lengths = {len(values) for values in trainer.logger.get_checkpoint().values()}
+    assert len(trainer.logger.get_value("loss_terms", step=None)) == 4
+    assert lengths <= {2, 4}

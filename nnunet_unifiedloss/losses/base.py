@@ -29,6 +29,14 @@ class SegmentationLoss(nn.Module):
     A subclass whose name ends in ``Loss`` enters the registry, and with that becomes a trainer
     parameter for parameter. It implements :meth:`evaluate`.
 
+    Attributes:
+        paper: Where the loss comes from.
+        when: One line on when to use it.
+        when_not: One line on when not to.
+        compiles: Whether ``torch.compile`` takes it as one graph.
+        scheduled: Whether :meth:`start_epoch` changes its weights.
+        weights: Weight of each summand of :meth:`terms`, where it has one of its own.
+
     Args:
         regions: False: softmax over mutually exclusive labels, channel 0 is the background. True:
             sigmoid for each, possibly overlapping, region (nnU-Net's region-based training); the
@@ -55,6 +63,7 @@ class SegmentationLoss(nn.Module):
     when: ClassVar[str] = ""
     when_not: ClassVar[str] = ""
     compiles: ClassVar[bool] = True
+    scheduled: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:  # noqa: ANN401
         super().__init_subclass__(**kwargs)
@@ -74,6 +83,7 @@ class SegmentationLoss(nn.Module):
         ddp: bool = False,
     ) -> None:
         super().__init__()
+        self.weights: dict[str, float] = {}
         for name, flag in (("regions", regions), ("batch_dice", batch_dice), ("ddp", ddp)):
             check_flag(name, flag)
         if ignore_label is not None and (
@@ -291,8 +301,10 @@ def check_spacing(value: object) -> tuple[float, ...] | None:
     """Return a voxel size along each of two or three axes, or raise an error."""
     if value is None:
         return None
-    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) not in (2, 3):
+    if isinstance(value, str) or not isinstance(value, Sequence):
         raise TypeError(f"spacing: expected None or two or three numbers, got {value!r}")
+    if len(value) not in (2, 3):
+        raise ValueError(f"spacing: expected None or two or three numbers, got {value!r}")
     return tuple(check_number(f"spacing[{i}]", v, above=True) for i, v in enumerate(value))
 
 

@@ -46,6 +46,7 @@ class DiceCrossEntropyLoss(CompoundLoss):
 
     paper = "Isensee 2018, arXiv:1809.10486"
     when = "nnU-Net's default; the baseline to beat."
+    when_not = "Lesions of a thousandth of the scan, which it tends to miss."
 
     def __init__(
         self,
@@ -207,6 +208,7 @@ class DiceBoundaryLoss(CompoundLoss):
     when = "Highly unbalanced foreground whose boundary matters."
     when_not = "Patches mostly without foreground: the boundary term is then 0."
     compiles = False
+    scheduled = True
 
     def __init__(
         self,
@@ -269,6 +271,7 @@ class DiceHausdorffLoss(CompoundLoss):
     when = "The Hausdorff distance is judged beside Dice."
     when_not = "Noisy labels: single far voxels dominate the second term."
     compiles = False
+    scheduled = True
 
     def __init__(
         self,

@@ -49,6 +49,7 @@ class SymmetricUnifiedFocalLoss(CompoundLoss):
 
     paper = "Yeung 2021, arXiv:2102.04525"
     when = "Severe imbalance where foreground classes differ little in size."
+    when_not = "Rare foreground: the asymmetric form keeps its gradient."
 
     def __init__(
         self,
@@ -116,6 +117,7 @@ class UnifiedFocalLoss(CompoundLoss):
 
     paper = "Yeung 2021, arXiv:2102.04525"
     when = "Start here when Dice + cross entropy misses a small lesion."
+    when_not = "With nnU-Net's learning rate as it is: its gradient is smaller, see its norm below."
 
     def __init__(
         self,

@@ -53,6 +53,7 @@ class ComboLoss(CompoundLoss):
 
     paper = "Taghanaki 2019, arXiv:1805.02798"
     when = "Several organs; a plain balance of sensitivity and precision."
+    when_not = "A loss that must not be negative is expected."
 
     def __init__(
         self,

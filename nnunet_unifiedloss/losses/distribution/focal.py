@@ -50,6 +50,7 @@ class FocalLoss(SegmentationLoss):
 
     paper = "Lin 2017, arXiv:1708.02002"
     when = "Many easy background voxels drown the few hard ones."
+    when_not = "Noisy labels: focusing amplifies them; small foreground at a low learning rate."
 
     def __init__(
         self,
@@ -109,6 +110,7 @@ class SymmetricFocalLoss(SegmentationLoss):
 
     paper = "Yeung 2021, arXiv:2102.04525"
     when = "Imbalance in both ways: rare foreground and many easy voxels."
+    when_not = "Foreground is rare: its voxels are faded out like the easy background."
 
     def __init__(self, *, delta: float = 0.7, gamma: float = 2, **options: Unpack[Options]) -> None:
         super().__init__(**options)
@@ -153,6 +155,7 @@ class AsymmetricFocalLoss(SegmentationLoss):
 
     paper = "Yeung 2021, arXiv:2102.04525"
     when = "Rare foreground that must keep its full gradient while easy background fades."
+    when_not = "Alone on tiny structures: nothing rewards overlap."
 
     def __init__(self, *, delta: float = 0.7, gamma: float = 2, **options: Unpack[Options]) -> None:
         super().__init__(**options)

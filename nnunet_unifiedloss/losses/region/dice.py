@@ -47,6 +47,7 @@ class DiceLoss(SegmentationLoss):
 
     paper = "Milletari 2016, arXiv:1606.04797; Drozdzal 2016, arXiv:1608.04117"
     when = "The metric itself; noisy alone, better in a compound."
+    when_not = "Alone on tiny or absent structures: single voxels make it jump."
 
     def __init__(
         self,

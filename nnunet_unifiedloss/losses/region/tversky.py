@@ -51,6 +51,7 @@ class TverskyLoss(SegmentationLoss):
 
     paper = "Salehi 2017, arXiv:1706.05721"
     when = "Small lesions are missed: trade precision for sensitivity."
+    when_not = "Precision counts: false positives get cheap."
 
     def __init__(
         self,
@@ -181,6 +182,7 @@ class FocalTverskyLoss(TverskyLoss):
 
     paper = "Abraham 2018, arXiv:1810.07842"
     when = "Small lesions beside large ones: hard classes keep their weight."
+    when_not = "Classes that cannot be learnt: they take all the gradient."
 
     def __init__(
         self,
@@ -240,6 +242,7 @@ class SymmetricFocalTverskyLoss(SegmentationLoss):
 
     paper = "Yeung 2021, arXiv:2102.04525"
     when = "As FocalTversky, with one balance δ and the background included."
+    when_not = "Large background: it is focused like a class."
 
     def __init__(
         self,
@@ -309,6 +312,7 @@ class AsymmetricFocalTverskyLoss(SymmetricFocalTverskyLoss):
     """
 
     when = "Rare foreground: only its classes are focused."
+    when_not = "Alone early in a training; the Unified Focal loss adds what is missing."
 
     def focus(self, complement: Tensor) -> Tensor:
         """(1 − TI)^(1 − γ) for foreground classes, 1 − TI for the background."""
