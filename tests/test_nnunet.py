@@ -15,6 +15,8 @@ import pytest
 import SimpleITK as sitk
 from nnunet_workspace import CASES, SCENARIOS, Workspace
 
+from nnunet_unifiedloss.naming import catalogue
+
 MAIN = "nnUNetTrainerUnifiedFocal_delta0.7_NoMirroring_2epochs_10iters"
 QUICK = "nnUNetTrainerUnifiedFocal_2epochs_2iters"
 
@@ -254,3 +256,31 @@ def test_trainers_from_a_built_wheel(tmp_path):
     folder, name = done.stdout.splitlines()[-2:]
     assert folder.startswith(str(target))
     assert name == "nnUNetTrainerUnifiedFocal_delta0.7_3epochs"
+
+
+TRAIN_ALL = """
+import sys, torch
+from nnunetv2.run.run_training import run_training
+torch.set_num_threads(1)
+for trainer in sys.argv[1:]:
+    run_training("4", "2d", "0", trainer, device=torch.device("cpu"))
+    print("finished", trainer, flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_every_trainer_trains_and_validates(workspaces, scenario):
+    """In one process for each scenario: starting Python takes longer than two iterations."""
+    workspace = workspaces(scenario, "2d")
+    names = [f"{entry.trainer}_1epochs_2iters" for entry in catalogue()]
+    output = workspace.run(sys.executable, "-c", TRAIN_ALL, *names, timeout=5400)
+    assert output.count("finished ") == len(names)
+    for name in names:
+        check_validation(workspace, name, "2d")
+        log = "".join(
+            path.read_text() for path in workspace.fold(name, "2d").glob("training_log*.txt")
+        )
+        losses = [float(line.split()[-1]) for line in log.splitlines() if "_loss " in line]
+        assert len(losses) == 2, name
+        assert np.isfinite(losses).all(), name

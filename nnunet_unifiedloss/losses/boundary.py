@@ -17,6 +17,7 @@ from nnunet_unifiedloss.losses.base import (
     check_number,
     check_spacing,
 )
+from nnunet_unifiedloss.losses.neighbourhood import ErosionSum
 from nnunet_unifiedloss.losses.view import View
 
 
@@ -193,27 +194,10 @@ class HausdorffERLoss(SegmentationLoss):
     def evaluate(self, view: View) -> Tensor:
         """Mean over voxels and classes of Σ_k k^α · e_k."""
         first = 0 if self.include_background else 1
-        left = view.errors[:, :, first:].square()
-        total = torch.zeros_like(left)
-        for k in range(1, self.erosions + 1):
-            left = _erode(left) if view.ignored is None else _erode(left) * view.counting
-            strongest = left.flatten(3).amax(3).view(*left.shape[:3], *(1 for _ in left.shape[3:]))
-            something = strongest > torch.finfo(left.dtype).tiny ** 0.5
-            left = left / torch.where(something, strongest, 1)
-            total = total + k**self.alpha * left
+        counting = None if view.ignored is None else view.counting
+        errors = view.errors[:, :, first:].square()
+        total = ErosionSum.apply(errors, self.alpha, self.erosions, counting)
         return view.mean_over_voxels(total.mean(2))
-
-
-def _erode(values: Tensor) -> Tensor:
-    """Mean of each voxel of (B, G, K, *S) and its face neighbours, 0 outside, minus ½, or 0."""
-    axes = values.ndim - 3
-    total = values
-    for axis in range(3, values.ndim):
-        length = values.shape[axis]
-        pad = [0, 0] * (values.ndim - 1 - axis)
-        total = total + functional.pad(values.narrow(axis, 0, length - 1), [*pad, 1, 0])
-        total = total + functional.pad(values.narrow(axis, 1, length - 1), [*pad, 0, 1])
-    return (total / (2 * axes + 1) - 0.5).relu()
 
 
 class ShapeAwareLoss(SegmentationLoss):

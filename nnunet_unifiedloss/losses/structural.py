@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from typing_extensions import Unpack
 
 from nnunet_unifiedloss.losses.base import Options, SegmentationLoss, check_count, check_number
 from nnunet_unifiedloss.losses.distributed import maximum_over_ranks
-from nnunet_unifiedloss.losses.overlap import power
+from nnunet_unifiedloss.losses.neighbourhood import window_sum
 from nnunet_unifiedloss.losses.view import View
 
 _SIGMA = 1.5  # of the Gaussian window, in voxels, as in the structural similarity index
@@ -90,34 +92,79 @@ class StructuralSimilarityLoss(SegmentationLoss):
         return self.weight * plain + (1 - self.weight) * similarity
 
     def _difference(self, view: View) -> Tensor:
-        """E of every class, 0 where ignored, (B, G, K, *S)."""
-        counting = view.counting.to(view.cross_entropy.dtype)
-        norm = self._blur(counting).clamp_min(1e-6)
-        reference, prediction = (
-            self._standardise(values, counting, norm)
-            for values in (view.one_hot.to(norm.dtype), view.probabilities)
+        """The difference e of every class, 0 where ignored, (B, G, K, *S)."""
+        window = _Window.of(self.window, view.counting.to(view.cross_entropy.dtype))
+        pairs = zip(  # class by class: the temporary maps are many
+            torch.split(view.one_hot, 1, 2), torch.split(view.probabilities, 1, 2), strict=True
         )
-        return (reference - prediction).abs() * counting
+        return torch.cat([_Difference.apply(p, y, self.c, window) for y, p in pairs], 2)
 
-    def _standardise(self, values: Tensor, counting: Tensor, norm: Tensor) -> Tensor:
-        """(v − μ + c)/(σ + c)."""
-        centred = (values - 0.5) * counting  # smaller squares, less rounding
-        mean = self._blur(centred) / norm
-        variance = self._blur(centred.square()) / norm - mean.square()
-        noise = 4 * torch.finfo(values.dtype).eps
-        deviation = power(variance.where(variance > noise, 0), 0.5)
-        return (centred - mean + self.c) / (deviation + self.c)
 
-    def _blur(self, values: Tensor) -> Tensor:
-        """Gaussian sums over the window around each voxel of (B, G, K, *S), 0 outside."""
-        radius = self.window // 2
-        kernel = [math.exp(-(i**2) / (2 * _SIGMA**2)) for i in range(-radius, radius + 1)]
-        for axis in range(3, values.ndim):
-            pad = [0, 0] * (values.ndim - 1 - axis) + [radius, radius]
-            padded = functional.pad(values, pad)
-            length = values.shape[axis]
-            values = sum(  # type: ignore[assignment]
-                weight / sum(kernel) * padded.narrow(axis, start, length)
-                for start, weight in enumerate(kernel)
-            )
-        return values
+class _Window(NamedTuple):
+    """Gaussian statistics of the voxels that count around each voxel of (B, G, 1, *S)."""
+
+    weights: tuple[float, ...]
+    counting: Tensor
+    norm: Tensor
+
+    @classmethod
+    def of(cls, width: int, counting: Tensor) -> _Window:
+        weights = tuple(math.exp(-(i**2) / (2 * _SIGMA**2)) for i in range(width // 2 + 1))
+        norm = window_sum(counting, weights)
+        return cls(weights, counting, norm.clamp_min_(weights[-1] ** 3).reciprocal_())
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Σ weights · values / Σ weights of what counts; the values are 0 where ignored."""
+        return window_sum(values, self.weights).mul_(self.norm)
+
+    def statistics(self, centred: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation; a variance that is nothing but rounding is 0."""
+        mean = self.sum(centred)
+        variance = self.sum(centred.square()).addcmul_(mean, mean, value=-1)
+        noise = 4 * torch.finfo(variance.dtype).eps
+        return mean, functional.threshold(variance, noise, 0.0, inplace=True).sqrt_()
+
+
+class _Difference(torch.autograd.Function):
+    """|(y − μ_y + c)/(σ_y + c) − (p − μ_p + c)/(σ_p + c)| of one class."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401 (torch's own type)
+        probability: Tensor,
+        truth: Tensor,
+        c: float,
+        window: _Window,
+    ) -> Tensor:
+        # shifted by ½ the squares are smaller, and so is their rounding
+        centred = (probability - 0.5).mul_(window.counting)
+        reference = (truth.to(centred.dtype) - 0.5).mul_(window.counting)
+        difference = _standardised(reference, *window.statistics(reference), c)
+        difference -= _standardised(centred, *window.statistics(centred), c)
+        difference *= window.counting
+        ctx.c, ctx.weights = c, window.weights
+        ctx.save_for_backward(centred, difference, window.counting, window.norm)
+        return difference.abs()
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any,  # noqa: ANN401
+        grad: Tensor,
+    ) -> tuple[Tensor, None, None, None]:
+        centred, difference, counting, norm = ctx.saved_tensors
+        window = _Window(ctx.weights, counting, norm)
+        mean, deviation = window.statistics(centred)
+        standardised = _standardised(centred, mean, deviation, ctx.c)
+        slope = difference.sign().mul_(grad).neg_().div_(deviation + ctx.c)
+        # by way of the variance, whose root has a bounded slope where there is none
+        noise = 2 * torch.finfo(centred.dtype).eps ** 0.5
+        by_variance = standardised.mul_(slope).mul_(-0.5).div_(deviation.clamp_min_(noise))
+        by_mean = by_variance.mul(mean).mul_(-2).sub_(slope)
+        slope += window_sum(by_mean.mul_(norm), ctx.weights)
+        slope += window_sum(by_variance.mul_(norm), ctx.weights).mul_(centred).mul_(2)
+        return slope.mul_(counting), None, None, None
+
+
+def _standardised(values: Tensor, mean: Tensor, deviation: Tensor, c: float) -> Tensor:
+    return (values - mean).add_(c).div_(deviation + c)

@@ -89,11 +89,16 @@ class View(ABC):
         """True for the true class of a voxel that counts, (B, G, K, *S)."""
 
     @property
+    @abstractmethod
     def probabilities(self) -> Tensor:
-        """p of every class, 0 where ignored, (B, G, K, *S)."""  # noqa: D403 (a symbol)
+        """Probability of every class, 0 where ignored, (B, G, K, *S)."""
+
+    @property
+    def p_t(self) -> Tensor:
+        """Probability of a voxel's true class, 0 where ignored, (B, G, *S)."""
         # the value of its own keeps the digits; the slope is that of 1 − error
         p_t = self._p_t - (self.error - self.error.detach())
-        return torch.where(self.one_hot, p_t[:, :, None], self.errors)
+        return p_t if self.ignored is None else p_t.masked_fill(self.ignored, 0)
 
     @abstractmethod
     def squared_errors(self) -> tuple[Tensor, Tensor]:
@@ -312,6 +317,11 @@ class LabelView(View):
         return self._once("errors", lambda: self.others.scatter(1, self.label, self.error)[:, None])
 
     @property
+    def probabilities(self) -> Tensor:
+        """Probability of every class, 0 where ignored, (B, 1, C, *S)."""
+        return self.others.scatter(1, self.label, self.p_t)[:, None]
+
+    @property
     def one_hot(self) -> Tensor:
         """True for the true class of a voxel that counts, (B, 1, C, *S)."""
         return self._once("one_hot", self._one_hot)
@@ -377,6 +387,13 @@ class RegionView(View):
         """|y − p| of background and region, which are the same, (B, R, 2, *S)."""
         error = self._once("errors", lambda: self.error)
         return error[:, :, None].expand(-1, -1, 2, *error.shape[2:])
+
+    @property
+    def probabilities(self) -> Tensor:
+        """Probability of background and region, 0 where ignored, (B, R, 2, *S)."""
+        error, p_t = self.error, self.p_t
+        maps = [error.lerp(p_t, is_class) for is_class in (1 - self._foreground, self._foreground)]
+        return torch.stack(maps, 2)
 
     @property
     def one_hot(self) -> Tensor:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from typing_extensions import Unpack
 
 from nnunet_unifiedloss.losses.base import Options, SegmentationLoss, check_flag, check_number
@@ -112,43 +115,53 @@ class LovaszLoss(SegmentationLoss):
 
     def _group(self, errors: Tensor, truth: Tensor) -> Tensor:
         """The loss of one group from (B, K, voxels)."""
-        classes = range(errors.shape[1])
-        orders = [_falling(errors[:, 0].flatten())] if len(classes) == 2 else None
         values, present = [], []
-        for c in classes:
-            error, mask = errors[:, c].flatten(), truth[:, c].flatten()
-            # two classes have the same errors
-            order = orders[0] if orders else _falling(error)
-            values.append((error.gather(0, order) * _jaccard_steps(mask[order], error.dtype)).sum())
+        for error, mask in zip(errors.unbind(1), truth.unbind(1), strict=True):
+            values.append(_LovaszExtension.apply(error.flatten(), mask.flatten()))
             present.append(mask.any())
         exists = torch.stack(present).to(errors.dtype)
         return (torch.stack(values) * exists).sum() / exists.sum().clamp_min(1)
 
 
-def _falling(errors: Tensor) -> Tensor:
-    """Indices that sort errors ≥ 0 from the largest to the smallest.
+class _LovaszExtension(torch.autograd.Function):
+    """Σ e·step over the errors (voxels,) of one class in falling order."""
 
-    The bits of floats ≥ 0 are in the order of the floats, and integers sort several times faster.
-    """
-    bits = (
-        errors.detach()
-        .contiguous()
-        .view(torch.int64 if errors.dtype == torch.float64 else torch.int32)
-    )
-    return torch.sort(torch.iinfo(bits.dtype).max - bits, stable=True).indices
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401 (torch's own type)
+        errors: Tensor,
+        mask: Tensor,
+    ) -> Tensor:
+        # The bits of floats ≥ 0 are in the order of the floats, and integers sort several times
+        # faster. The lowest bit takes the mask along.
+        integer = torch.int64 if errors.dtype == torch.float64 else torch.int32
+        bits = (errors.contiguous().view(integer) << 1) + mask
+        bits, order = torch.sort(torch.iinfo(integer).max - bits)
+        bits = torch.iinfo(integer).max - bits
+        steps = _jaccard_steps(bits & 1, errors.dtype)
+        ctx.save_for_backward(order, steps)
+        return ((bits >> 1).view(errors.dtype) * steps).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any,  # noqa: ANN401
+        grad: Tensor,
+    ) -> tuple[Tensor, None]:
+        order, steps = ctx.saved_tensors
+        return torch.empty_like(steps).scatter_(0, order, steps * grad), None
 
 
-@torch.no_grad()
-def _jaccard_steps(sorted_mask: Tensor, dtype: torch.dtype) -> Tensor:
+def _jaccard_steps(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """What each voxel in turn adds to the Jaccard loss when it becomes wrong.
 
     With P voxels in the mask, i of them and j others wrong already, the loss is
     1 − (P − i)/(P + j); its steps are written out, since their difference would round them away.
     """
-    inside = sorted_mask.to(torch.int64)
-    wrong_inside = inside.cumsum(0) - inside
-    wrong_outside = torch.arange(inside.numel(), device=inside.device) - wrong_inside
-    union = (inside.sum() + wrong_outside).clamp_min(1)
-    remaining = (inside.sum() - wrong_inside).to(dtype)
-    step_outside = remaining / union / (union + 1)
-    return torch.where(sorted_mask, union.to(dtype).reciprocal(), step_outside)
+    total = mask.sum(dtype=mask.dtype)
+    wrong_inside = mask.cumsum(0, dtype=mask.dtype).sub_(mask)
+    wrong_outside = torch.arange(len(mask), dtype=mask.dtype, device=mask.device) - wrong_inside
+    union = (wrong_outside + total).clamp_min_(1).to(dtype)
+    step_outside = (total - wrong_inside).to(dtype).div_(union + 1)
+    inside = mask.to(dtype)
+    return step_outside.lerp_(torch.ones_like(inside), inside).div_(union)
