@@ -1,6 +1,7 @@
 """Norm of each loss's gradient relative to that of nnU-Net's default, on the same logits.
 
     python benchmarks/gradient_norm.py
+    python benchmarks/gradient_norm.py --json docs/measured.json   # for the pages made of it
 
 SGD feels the scale of a loss: with a quarter of the gradient it takes steps of a quarter. Dividing
 nnU-Net's learning rate of 0.01 by the ratio makes trainings comparable. The ratio changes while a
@@ -10,7 +11,11 @@ network outputs are, plus noise), on patches with a small lesion of two classes.
 
 from __future__ import annotations
 
+import argparse
+from pathlib import Path
+
 import torch
+from measured import save
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import Tensor
@@ -47,6 +52,9 @@ def gradient_norm(loss: torch.nn.Module, logits: Tensor, target: Tensor) -> floa
 
 def main() -> None:
     """Print the table of ratios in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="add the geometric means to a file")
+    arguments = parser.parse_args()
     batches = {
         f"{stage}, {100 * (target > 0).float().mean():.0f} %": (make_logits(target, *level), target)
         for target in (lesion(20), lesion(8))
@@ -56,11 +64,14 @@ def main() -> None:
     default = DC_and_CE_loss(dice, {}, dice_class=MemoryEfficientSoftDiceLoss)
     print("| loss |" + "".join(f" {name} |" for name in batches) + " geometric mean |")
     print("| --- |" + " --- |" * (len(batches) + 1))
+    means = {}
     for name, cls in sorted(SegmentationLoss.registry.items()):
         loss = cls(batch_dice=True)
         ratios = [gradient_norm(loss, *b) / gradient_norm(default, *b) for b in batches.values()]
-        mean = torch.tensor(ratios).log().mean().exp()
-        print(f"| {name} |" + "".join(f" {r:.2f} |" for r in [*ratios, float(mean)]))
+        means[name] = float(torch.tensor(ratios).log().mean().exp())
+        print(f"| {name} |" + "".join(f" {r:.2f} |" for r in [*ratios, means[name]]), flush=True)
+    if arguments.json:
+        save(arguments.json, gradient=means)
 
 
 if __name__ == "__main__":

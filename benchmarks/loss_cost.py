@@ -3,7 +3,9 @@
     python benchmarks/loss_cost.py                      # the two patches of the cost table
     python benchmarks/loss_cost.py --shape 2 4 96 96 96 --losses UnifiedFocalLoss
     python benchmarks/loss_cost.py --regions --ignore   # region-based training, ignored voxels
-    python benchmarks/loss_cost.py --growth             # how time grows with classes and voxels
+    python benchmarks/loss_cost.py --growth docs/growth.png   # time against classes and voxels
+    python benchmarks/loss_cost.py --distances          # beside MONAI's HausdorffDTLoss
+    python benchmarks/loss_cost.py --json docs/measured.json   # for the pages made of it
 
 All losses run in turn, again and again, in one process on the same logits. The table shows the
 median over the rounds of the ratio to the baseline of the same round, so that a machine whose
@@ -16,11 +18,16 @@ from __future__ import annotations
 
 import argparse
 import gc
+import math
+import os
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
+from measured import save
 from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import Tensor
@@ -134,40 +141,94 @@ def measure(
 
 def print_cost(
     losses: dict[str, LossFunction], batches: list[tuple[Tensor, Tensor]], rounds: int
-) -> None:
-    """Print the table of ratios in Markdown."""
+) -> list[dict[str, tuple[float, float]]]:
+    """Print the table of ratios in Markdown and return it for each batch.
+
+    Losses with distance transforms are measured on the first patch only.
+    """
     shapes = [tuple(logits.shape) for logits, _ in batches]
     header = "".join(f" time {shape} | memory {shape} |" for shape in shapes)
     print(f"| loss |{header}\n| --- |" + " --- | --- |" * len(shapes))
-    results = [measure(losses, batch, rounds) for batch in batches]
+    quick = {name: loss for name, loss in losses.items() if getattr(loss, "compiles", True)}
+    results = [
+        measure(losses if index == 0 else quick, batch, rounds)
+        for index, batch in enumerate(batches)
+    ]
     for name in losses:
         cells = "".join(
-            f" {time:.2f} | {memory:.2f} |" for time, memory in (r[name] for r in results)
+            f" {r[name][0]:.2f} | {r[name][1]:.2f} |" if name in r else " | |" for r in results
         )
         print(f"| {name} |{cells}")
+    return results
 
 
-def print_growth(losses: dict[str, LossFunction], rounds: int) -> None:
-    """Print how the time grows with the number of classes and of voxels, and cross entropy's."""
+def print_growth(losses: dict[str, LossFunction], rounds: int, figure: Path) -> None:
+    """Print and plot how the time grows with the number of classes and of voxels."""
     floor = "torch cross_entropy"
     everything = {floor: competitors(regions=False, ignore=False)[floor], **losses}
-    for label, shapes in (
-        ("classes", [(2, classes, 48, 48, 48) for classes in (2, 8, 32, 105)]),
-        ("voxels", [(2, 4, side, side, side) for side in (32, 64, 96, 128)]),
-    ):
+    tables = {
+        "classes": ([(2, classes, 48, 48, 48) for classes in (2, 8, 32, 105)], 1),
+        "voxels": ([(2, 4, side, side, side) for side in (32, 64, 96, 128)], 2),
+    }
+    plots, axes = plt.subplots(1, 2, figsize=(11, 5), layout="constrained", sharey=True)
+    for ax, (label, (shapes, axis)) in zip(axes, tables.items(), strict=True):
         print(f"\n| ms by {label} |" + "".join(f" {shape} |" for shape in shapes))
         print("| --- |" + " --- |" * len(shapes))
-        rows: dict[str, list[float]] = {name: [] for name in everything}
-        for shape in shapes:
-            batch = make_batch(shape)
-            times: dict[str, list[float]] = {name: [] for name in everything}
-            for _ in range(rounds + 1):
-                for name, loss in everything.items():
-                    times[name].append(run_once(loss, *batch))
-            for name in everything:
-                rows[name].append(1e3 * statistics.median(times[name][1:]))
+        rows = growth(everything, shapes, rounds)
         for name, row in rows.items():
             print(f"| {name} |" + "".join(f" {value:.1f} |" for value in row))
+            style = {"color": "black", "linewidth": 3} if name == floor else {"linewidth": 1}
+            x = [shape[1] if axis == 1 else math.prod((shape[0], *shape[2:])) for shape in shapes]
+            ax.loglog(x, row, marker=".", label=name.removesuffix("Loss"), **style)
+        ax.set_xlabel(f"{label} (log)")
+    axes[0].set_ylabel("processor time, ms (log)")
+    plots.legend(*axes[0].get_legend_handles_labels(), loc="outside right", fontsize=6)
+    plots.savefig(figure, dpi=110)
+
+
+def growth(
+    losses: dict[str, LossFunction], shapes: list[tuple[int, ...]], rounds: int
+) -> dict[str, list[float]]:
+    """Median processor time in ms of each loss for each shape."""
+    rows: dict[str, list[float]] = {name: [] for name in losses}
+    for shape in shapes:
+        batch = make_batch(shape)
+        times: dict[str, list[float]] = {name: [] for name in losses}
+        for _ in range(rounds + 1):
+            for name, loss in losses.items():
+                times[name].append(run_once(loss, *batch))
+        for name in losses:
+            rows[name].append(1e3 * statistics.median(times[name][1:]))
+    return rows
+
+
+def print_distances(rounds: int, shape: tuple[int, ...]) -> None:
+    """Print the time of the losses with distance transforms beside MONAI's HausdorffDTLoss.
+
+    Wall time with all threads, on a patch with a few blobs: a distance transform of noise takes
+    longer than one of shapes, and uses threads of its own.
+    """
+    from monai.losses import HausdorffDTLoss as Monai
+    from scipy.ndimage import gaussian_filter
+
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(shape, generator=generator).numpy()
+    smooth = torch.from_numpy(gaussian_filter(noise, (0, 0, *(6 for _ in shape[2:]))))
+    logits = (smooth / smooth.std()).requires_grad_()
+    target = (smooth.roll(3, -1) / smooth.std()).argmax(1, keepdim=True).float()
+    monai = Monai(softmax=True, to_onehot_y=True, include_background=False)
+    ours = {n: c() for n, c in sorted(SegmentationLoss.registry.items()) if not c.compiles}
+    times: dict[str, list[float]] = {name: [] for name in ("MONAI HausdorffDTLoss", *ours)}
+    for _ in range(rounds):
+        for name, loss in {"MONAI HausdorffDTLoss": monai, **ours}.items():
+            start = time.perf_counter()
+            loss(logits, target).backward()
+            times[name].append(time.perf_counter() - start)
+    print(f"| loss on {shape} | times faster than MONAI's HausdorffDTLoss |\n| --- | --- |")
+    reference = times.pop("MONAI HausdorffDTLoss")
+    for name, values in times.items():
+        ratio = statistics.median(a / b for a, b in zip(reference, values, strict=True))
+        print(f"| {name} | {ratio:.1f} |")
 
 
 def main() -> None:
@@ -179,7 +240,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--regions", action="store_true", help="region-based training")
     parser.add_argument("--ignore", action="store_true", help="with ignored voxels")
-    parser.add_argument("--growth", action="store_true", help="growth with classes and voxels")
+    parser.add_argument("--growth", type=Path, help="plot growth with classes and voxels")
+    parser.add_argument("--distances", action="store_true", help="beside MONAI's HausdorffDTLoss")
+    parser.add_argument("--json", type=Path, help="add the ratios of the first patch to a file")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     names = arguments.losses or sorted(SegmentationLoss.registry)
@@ -191,12 +254,19 @@ def main() -> None:
     ours: dict[str, LossFunction] = {
         name: SegmentationLoss.registry[name](**options) for name in names
     }
+    if arguments.distances:
+        torch.set_num_threads(os.cpu_count() or 1)
+        print_distances(arguments.rounds, tuple(arguments.shape or (2, 3, 128, 128, 128)))
+        return
     if arguments.growth:
-        print_growth(ours, arguments.rounds)
+        print_growth(ours, arguments.rounds, arguments.growth)
         return
     shapes = [tuple(arguments.shape)] if arguments.shape else SHAPES
     batches = [make_batch(shape, **mode) for shape in shapes]
-    print_cost({**competitors(**mode), **ours}, batches, arguments.rounds)
+    results = print_cost({**competitors(**mode), **ours}, batches, arguments.rounds)
+    if arguments.json:
+        time_, memory = ({n: results[0][n][i] for n in ours} for i in (0, 1))
+        save(arguments.json, time=time_, memory=memory)
 
 
 if __name__ == "__main__":

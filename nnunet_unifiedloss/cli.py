@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnunet_unifiedloss import __version__
+from nnunet_unifiedloss.probe import DEVICES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from nnunet_unifiedloss.naming import TrainerEntry
 
 PROGRAM = "nnunet-unifiedloss"
-DEVICES = ("cuda", "mps", "cpu")
 EXAMPLE = "nnUNetv2_train DATASET 3d_fullres 0 -tr nnUNetTrainerUnifiedFocal"
 UNLIMITED_WIDTH = 1000
 STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}

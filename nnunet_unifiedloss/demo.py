@@ -30,10 +30,10 @@ from nnunet_unifiedloss.phantom import (
     read_cases,
     write_phantom_dataset,
 )
+from nnunet_unifiedloss.probe import DEVICES
 
 __all__ = ["DemoResult", "baseline_trainers", "run_demo"]
 
-DEVICES = ("cpu", "cuda", "mps")
 MARKER = "unifiedloss_demo.json"
 # Raised when phantom or configuration change: results of both must not meet in one folder.
 MARKER_TEXT = json.dumps({"format": 1}) + "\n"

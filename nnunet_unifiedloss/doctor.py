@@ -190,7 +190,7 @@ def _check_folder(variable: str, unset: Status, absent: Status, unwritable: Stat
             return Finding(variable, "ok", folder)
     except OSError as error:
         other = discovery.export_line(variable, "<a folder of yours>")
-        remedy = f'chmod u+w "{folder}", or: {other}'
+        remedy = f'chmod u+w "{folder}", or: {other}' if os.path.isdir(folder) else other
         detail = f"{folder} cannot be written to: {error.strerror}"
         return Finding(variable, unwritable, detail, remedy)
 

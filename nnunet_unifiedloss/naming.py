@@ -192,6 +192,11 @@ def _read_parts(name: str, loss: type[SegmentationLoss]) -> dict[str, Any]:
     while rest is not None:
         part, key, value, remaining = _read_part(name, rest, loss)
         target = parameters if key in loss.defaults() else found
+        if key == "base" and key in found:
+            raise TrainerNameError(
+                f"{name}: part '{part}': only one of nnU-Net's variants is possible, and "
+                f"'{found[key]}' is there already"
+            )
         if key in target:
             raise TrainerNameError(f"{name}: part '{part}' repeats what an earlier part has set")
         target[key] = value
@@ -218,9 +223,16 @@ def _read_part(
             value = FROM_PLANS if from_plans else _read_value(text, default)
             if value is not None:
                 return part, parameter, value, after
+            if not text[:1].isalpha():
+                raise TrainerNameError(
+                    f"{name}: part '{part}': expected a number right after "
+                    f"'{camel_case(parameter)}', as in '{camel_case(parameter)}0.5', got '{text}'"
+                )
     if part.startswith("lr") and (value := _read_value(part.removeprefix("lr"), 0.0)) is not None:
-        if not 0 < value < float("inf"):
-            raise TrainerNameError(f"{name}: part '{part}': the learning rate must be > 0, finite")
+        if isinstance(value, tuple) or not 0 < value < float("inf"):
+            raise TrainerNameError(
+                f"{name}: part '{part}': the learning rate must be one number > 0, finite"
+            )
         return part, "learning_rate", value, after
     base = _read_base(name, rest)
     if base is None:
@@ -319,7 +331,7 @@ def host_variants() -> dict[str, type]:
             if is_variant and name.startswith(PREFIX) and name != PREFIX:
                 variants[name.removeprefix(PREFIX).removeprefix("_")] = cls
     without_epochs = {
-        suffix: re.sub(r"(^|_)\d+epochs?(?=_|$)", "", suffix).removeprefix("_")
+        suffix: re.sub(r"(^|_)\d+ep(ochs?)?(?=_|$)", "", suffix).removeprefix("_")
         for suffix in variants
     }
     return {

@@ -183,10 +183,15 @@ def write_phantom_dataset(raw_folder: Path) -> Path:
 
     Returns:
         The data set's folder.
+
+    Raises:
+        FileExistsError: There is such a folder, but it is not whole.
     """
     folder = raw_folder / DATASET_NAME
-    if folder.exists():
+    if (folder / "dataset.json").exists():
         return folder
+    if folder.exists():
+        raise FileExistsError(f"{folder}: has lost its dataset.json; remove it and run this again")
     unfinished = raw_folder / f"unfinished_{DATASET_NAME}"
     shutil.rmtree(unfinished, ignore_errors=True)
     try:

@@ -5,6 +5,9 @@ Everything else, deep supervision and its weights included, stays nnU-Net's own.
 
 from __future__ import annotations
 
+import difflib
+import functools
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -19,7 +22,14 @@ from torch import Tensor, distributed, nn
 from nnunet_unifiedloss.frequencies import count_labels, inverse_frequencies
 from nnunet_unifiedloss.losses import SegmentationLoss
 from nnunet_unifiedloss.losses.distributed import sum_over_ranks
-from nnunet_unifiedloss.naming import FROM_PLANS, host_variants, loss_of, parse
+from nnunet_unifiedloss.naming import (
+    FROM_PLANS,
+    PREFIX,
+    catalogue,
+    host_variants,
+    loss_of,
+    parse,
+)
 
 _HISTORY = "loss_terms"  # key of nnU-Net's log, which its checkpoints hold
 
@@ -209,6 +219,8 @@ def trainer_lookup(module: dict[str, Any]) -> Callable[[str], type[LossTrainer]]
     def __getattr__(name: str) -> type[LossTrainer]:  # noqa: N807 (PEP 562)
         loss = loss_of(name)
         parent = module.get(name.partition("_")[0])
+        if loss is None:
+            _warn_of_typing_error(name)
         if loss is None or parent is None:
             raise AttributeError(f"module {module['__name__']!r} has no attribute {name!r}")
         module[name] = build_trainer(name, parent)
@@ -216,6 +228,16 @@ def trainer_lookup(module: dict[str, Any]) -> Callable[[str], type[LossTrainer]]
         return trainer
 
     return __getattr__
+
+
+@functools.cache
+def _warn_of_typing_error(name: str) -> None:
+    """nnU-Net only says that it has not found a trainer; here we know what comes close."""
+    stem = name.partition("_")[0]
+    known = [entry.trainer for entry in catalogue()]
+    close = difflib.get_close_matches(stem, known, n=1, cutoff=0.9)
+    if close and name.removeprefix(PREFIX).removeprefix("_") not in host_variants():
+        warnings.warn(f"there is no loss of {stem}; did you mean {close[0]}?", stacklevel=3)
 
 
 def build_trainer(name: str, parent: type[LossTrainer]) -> type[LossTrainer]:

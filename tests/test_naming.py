@@ -153,12 +153,15 @@ def test_another_spelling_is_refused_with_the_right_one(name, right):
             r"unknown part 'NoMiroring'; did you mean 'NoMirroring'\?",
         ),
         ("nnUNetTrainerUnifiedFocal_5epoch", r"unknown part '5epoch'.*<N>epochs"),
-        ("nnUNetTrainerUnifiedFocal_delta", "unknown part 'delta'"),
+        ("nnUNetTrainerUnifiedFocal_delta", "part 'delta': expected a number right after 'delta'"),
         ("nnUNetTrainerUnifiedFocal_", "unknown part ''"),
         ("nnUNetTrainerUnifiedFocal__delta0.7", "unknown part ''"),
         ("nnUNetTrainerUnifiedFocal_delta0.7_", "unknown part ''"),
         ("nnUNetTrainerUnifiedFocal_delta0.7_delta0.8", "part 'delta0.8' repeats"),
-        ("nnUNetTrainerUnifiedFocal_DA5_NoMirroring", "part 'NoMirroring' repeats"),
+        (
+            "nnUNetTrainerUnifiedFocal_DA5_NoMirroring",
+            "part 'NoMirroring': only one of nnU-Net's",
+        ),
         ("nnUNetTrainerUnifiedFocal_2epochs_3epochs", "part '3epochs' repeats"),
         ("nnUNetTrainerUnifiedFocal_delta7", "delta: must be >= 0 and <= 1, got 7"),
         ("nnUNetTrainerUnifiedFocal_delta-0.1", "delta: must be >= 0 and <= 1, got -0.1"),
@@ -170,8 +173,14 @@ def test_another_spelling_is_refused_with_the_right_one(name, right):
         ),
         ("nnUNetTrainerUnifiedFocal_0epochs", "part '0epochs': must be at least 1"),
         ("nnUNetTrainerUnifiedFocal_0iters", "part '0iters': must be at least 1"),
-        ("nnUNetTrainerUnifiedFocal_lr0", "part 'lr0': the learning rate must be > 0"),
-        ("nnUNetTrainerUnifiedFocal_lrinf", "part 'lrinf': the learning rate must be > 0"),
+        ("nnUNetTrainerUnifiedFocal_lr1-2", "part 'lr1-2': the learning rate must be one number"),
+        ("nnUNetTrainerBoundary_spacingplans", "unknown part 'spacingplans'"),
+        ("nnUNetTrainerBoundary_spacing1-0-1", r"spacing.1.: must be > 0"),
+        ("nnUNetTrainerUnifiedFocal_lr0", "part 'lr0': the learning rate must be one number > 0"),
+        (
+            "nnUNetTrainerUnifiedFocal_lrinf",
+            "part 'lrinf': the learning rate must be one number > 0",
+        ),
         (
             "nnUNetTrainerUnifiedFocal_DiceLoss",
             "part 'DiceLoss': nnUNetTrainerDiceLoss sets a loss of its own",
@@ -203,3 +212,15 @@ def test_parts_cannot_be_mistaken_for_each_other():
         others = [*VARIANTS, "lr"]
         for name in names:
             assert not any(other.startswith(name) for other in [*others, *names] if other != name)
+
+
+def test_a_typing_error_in_the_loss_gets_a_hint():
+    """nnU-Net asks for names that it has not found; that they do not exist it says itself."""
+    with pytest.warns(UserWarning, match="did you mean nnUNetTrainerUnifiedFocal?"):
+        assert not hasattr(trainers, "nnUNetTrainerUnifiedFocl_delta0.7")
+
+
+def test_names_of_nnunet_and_others_get_no_hint(recwarn):
+    for name in ("nnUNetTrainerDiceCELoss_noSmooth", "nnUNetTrainerDA5", "nnUNetTrainerMine"):
+        assert not hasattr(trainers, name)
+    assert not [warning for warning in recwarn if "did you mean" in str(warning.message)]

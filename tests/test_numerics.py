@@ -160,6 +160,15 @@ def test_precise_where_a_structure_is_missed_with_confidence(name, regions, marg
         assert (slope.abs().max() > 0) == (scale > 0)
 
 
+@pytest.mark.parametrize(("channels", "logit"), [(2, 1e30), (7, 1e7), (300, 1e7), (1000, 1e6)])
+def test_cross_entropy_has_no_ceiling(channels, logit):
+    """1 − p_t sums to slightly less than 1 there; nothing may be concluded from the difference."""
+    logits = torch.full((1, channels, 2, 2), logit)
+    logits[:, 0] = 0
+    value = losses.CrossEntropyLoss()(logits, torch.zeros(1, 1, 2, 2))
+    assert value.item() == pytest.approx(logit, rel=1e-4)
+
+
 @pytest.mark.parametrize("gamma", [0.1, 0.5, 0.9, 0.99])
 def test_focusing_has_no_infinite_slope(gamma):
     """(1−p)^γ at p = 1 and (1−TI)^(1−γ) at TI = 1, approached from all sides."""

@@ -1,6 +1,7 @@
-"""The differentiable steps from logits to errors and focal terms, with exact slopes.
+"""The differentiable steps from logits to errors, sums and focal terms, with exact slopes.
 
-Each has a slope that autograd would round to nothing, or make infinite, somewhere on the way.
+Autograd would round their slopes to nothing, or make them infinite, somewhere on the way, or keep
+copies of whole maps.
 """
 
 from __future__ import annotations
@@ -222,7 +223,7 @@ def _weigh(
 
 
 def probability(cross_entropy: Tensor) -> Tensor:
-    """p_t = exp(−CE), exact down to the smallest float; without gradient, see :class:`Error`."""
+    """p_t = exp(−CE), not rounded to 0 before floats end; without gradient, see :class:`Error`."""
     return _exp(-cross_entropy.detach())
 
 
@@ -248,9 +249,12 @@ def _sum_channels(maps: Tensor, weights: Tensor | None = None) -> Tensor:
 def _sharpen(cross_entropy: Tensor, error: Tensor) -> Tensor:
     """Give CE = −ln(1 − error) back the digits that a difference of logits loses at small errors.
 
-    The truth lies between e + e²/2 and (e + e²/2)/(1 − e²), which there are nearly one. Clamping
-    is vectorised on every device, unlike a choice voxel by voxel.
+    The truth is at least e + e²/2 and at most (e + e²/2)/(1 − e² − e⁴), which there are nearly one;
+    where e is large the upper bound is left open. Clamping is vectorised on every device, unlike a
+    choice voxel by voxel.
     """
     lower = torch.addcmul(error, error, error, value=0.5)
-    remainder = (error * error).neg_().add_(1).clamp_min_(torch.finfo(error.dtype).tiny)
+    square = error * error
+    remainder = square.addcmul_(square, square).neg_().add_(1)
+    remainder = remainder.clamp_min_(torch.finfo(error.dtype).tiny)
     return cross_entropy.clamp_(lower, remainder.reciprocal_().mul_(lower))

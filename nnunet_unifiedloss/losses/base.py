@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import TypedDict
 
-from nnunet_unifiedloss.losses.view import LabelView, RegionView, View
+from nnunet_unifiedloss.losses.label_view import LabelView
+from nnunet_unifiedloss.losses.region_view import RegionView
+from nnunet_unifiedloss.losses.view import View
 
 
 class Options(TypedDict, total=False):
@@ -81,17 +84,24 @@ class SegmentationLoss(nn.Module):
         ignore_label: int | None = None,
         batch_dice: bool = False,
         ddp: bool = False,
+        **unknown: object,
     ) -> None:
         super().__init__()
+        if unknown:
+            name, value = next(iter(unknown.items()))
+            possible = ", ".join([*self.defaults(), *Options.__annotations__])
+            raise TypeError(
+                f"{type(self).__name__} has no argument {name}={value!r}; possible: {possible}"
+            )
         self.weights: dict[str, float] = {}
         for name, flag in (("regions", regions), ("batch_dice", batch_dice), ("ddp", ddp)):
             check_flag(name, flag)
         if ignore_label is not None and (
-            isinstance(ignore_label, bool) or not isinstance(ignore_label, int)
+            isinstance(ignore_label, bool) or not isinstance(ignore_label, numbers.Integral)
         ):
             raise TypeError(f"ignore_label: expected an int or None, got {ignore_label!r}")
         self.regions = regions
-        self.ignore_label = ignore_label
+        self.ignore_label = None if ignore_label is None else int(ignore_label)
         self.batch_dice = batch_dice
         self.ddp = ddp
 
@@ -217,7 +227,8 @@ class SegmentationLoss(nn.Module):
 class CompoundLoss(SegmentationLoss):
     """A weighted sum of losses that share one view.
 
-    Subclasses call :meth:`combine` at the end of their constructor.
+    Subclasses call :meth:`combine` at the end of their constructor, or implement
+    :meth:`evaluate_terms` where a summand is no loss of the catalogue.
     """
 
     def combine(self, **weighted: tuple[float, SegmentationLoss]) -> None:
@@ -264,15 +275,16 @@ def check_number(
         above: The value must be larger than the minimum.
         below: The value must be smaller than the maximum.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: expected a number, got {value!r}")
-    fits = minimum <= value <= maximum and math.isfinite(value)
-    if not fits or (above and value == minimum) or (below and value == maximum):
+    number = int(value) if isinstance(value, numbers.Integral) else float(value)
+    fits = minimum <= number <= maximum and math.isfinite(number)
+    if not fits or (above and number == minimum) or (below and number == maximum):
         upper = f" and {'<' if below else '<='} {maximum:g}" if math.isfinite(maximum) else ""
         raise ValueError(
             f"{name}: must be {'>' if above else '>='} {minimum:g}{upper}, got {value!r}"
         )
-    return value
+    return number
 
 
 def check_weights(name: str, value: object) -> tuple[float, ...]:
@@ -287,7 +299,7 @@ def check_weights(name: str, value: object) -> tuple[float, ...]:
 
 def check_count(name: str, value: object) -> int:
     """Return a whole number of at least 1, or raise an error that names the argument."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name}: expected a whole number, got {value!r}")
     return int(check_number(name, value, minimum=1))
 

@@ -291,6 +291,6 @@ class DiceHausdorffLoss(CompoundLoss):
 
     def start_epoch(self, epoch: int, num_epochs: int, previous: Mapping[str, float]) -> None:
         """Give both terms the same mean, going by the epoch before."""
-        hausdorff = previous.get("HausdorffDT", 0.0)
-        if hausdorff > 0:
-            self.weights["HausdorffDT"] = previous["Dice"] / hausdorff
+        dice, hausdorff = (previous.get(name, 0.0) for name in ("Dice", "HausdorffDT"))
+        if dice > 0 and hausdorff > 0:
+            self.weights["HausdorffDT"] = dice / hausdorff

@@ -117,7 +117,7 @@ class UnifiedFocalLoss(CompoundLoss):
 
     paper = "Yeung 2021, arXiv:2102.04525"
     when = "Start here when Dice + cross entropy misses a small lesion."
-    when_not = "With nnU-Net's learning rate as it is: its gradient is smaller, see its norm below."
+    when_not = "With nnU-Net's learning rate as it is: its gradient is a quarter of the default's."
 
     def __init__(
         self,
