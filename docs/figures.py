@@ -14,11 +14,11 @@ from nnunet_unifiedloss.losses import (
     BoundaryLoss,
     CrossEntropyLoss,
     DiceCrossEntropyLoss,
-    DiceLoss,
     DistancePenalizedCrossEntropyLoss,
     FocalLoss,
     FocalTverskyLoss,
     HausdorffDTLoss,
+    LogCoshDiceLoss,
     SegmentationLoss,
     StructuralSimilarityLoss,
     SymmetricFocalTverskyLoss,
@@ -61,11 +61,11 @@ def distribution(axes: list[plt.Axes]) -> None:
 
 def region(axes: list[plt.Axes]) -> None:
     """Overlap losses against the Tversky index."""
-    chosen = [DiceLoss(), TverskyLoss(), *(FocalTverskyLoss(gamma=g) for g in (0.5, 0.75, 2))]
+    chosen = [TverskyLoss(), *(FocalTverskyLoss(gamma=g) for g in (0.75, 2))]
     chosen += [
-        SymmetricFocalTverskyLoss(delta=d, gamma=g, include_background=False)
-        for d, g in ((0.6, 0.5), (0.8, 0.5), (0.6, 0.75))
+        SymmetricFocalTverskyLoss(gamma=g, include_background=False) for g in (0.25, 0.5, 0.75)
     ]
+    chosen += [LogCoshDiceLoss()]
     target = torch.zeros(1, 1, 1, 100, dtype=torch.int64)
     target[..., :10] = 1
     for loss in chosen:
@@ -75,13 +75,14 @@ def region(axes: list[plt.Axes]) -> None:
             logits[:, 0] = 0
             logits[:, 1, :, :10] = margin
             p = margin.sigmoid()
+            # the weight of false negatives; the index is Dice where it is ½
             beta = getattr(loss, "delta", getattr(loss, "beta", 0.5))
             index.append((p / (p + beta * (1 - p))).item())
             values.append(loss(logits, target).item())
         x, y = torch.tensor(index), torch.tensor(values)
         slope = torch.gradient(y, spacing=(x,))[0].abs()
         for ax, line in zip(axes, (y, slope), strict=True):
-            ax.plot(x, line, label=describe(loss, "alpha", "beta", "delta", "gamma"))
+            ax.plot(x, line, label=describe(loss, "gamma"))
     labels(axes, "Tversky index", "loss", "|slope|", top=(1, 3))
 
 

@@ -29,7 +29,7 @@ FAMILIES = {
 FIGURES = {
     "distribution": "Loss and size of its gradient against the probability of the true class, for "
     "a foreground voxel; dashed for a background voxel.",
-    "region": "Loss and its slope against the Tversky index of one class, without false positives.",
+    "region": "Loss and its slope against the Tversky index (or Dice) of one class.",
     "boundary": "Size of the gradient of a voxel with p = 0.5 against its distance from the "
     "object's boundary; inside of the object on the left.",
     "structural": "Weight of a foreground voxel at an edge against its probability of being "
@@ -87,7 +87,7 @@ def section(entry: TrainerEntry, measured: dict[str, dict[str, float]]) -> str:
     lines.append(f"**When:** {entry.when} **When not:** {entry.when_not}")
     lines.append(
         f"`{entry.trainer}` · cost {time:.2g} × time, {memory:.2g} × memory · gradient "
-        f"{gradient:.2g} ×, comparable with `_lr{format_value(float(f'{0.01 / gradient:.1g}'))}`"
+        f"{gradient:.2g} ×, comparable with `_lr{format_value(float(f'{0.01 / gradient:.2g}'))}`"
     )
     reference = re.search(r"References:\n((?:    .*\n?)+)", docstring)
     if reference:

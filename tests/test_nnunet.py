@@ -64,7 +64,9 @@ def check_log(workspace: Workspace, trainer: str, configuration: str) -> str:
     return log
 
 
-def predict(workspace: Workspace, trainer: str, configuration: str, output: Path) -> None:
+def predict(
+    workspace: Workspace, trainer: str, configuration: str, output: Path, *flags: str
+) -> None:
     command = [
         "nnUNetv2_predict",
         "-d",
@@ -89,7 +91,7 @@ def predict(workspace: Workspace, trainer: str, configuration: str, output: Path
         "1",
         "--disable_tta",
     ]
-    workspace.run(*command)
+    workspace.run(*command, *flags)
     predictions = sorted(output.glob("*.nii.gz"))
     assert len(predictions) == 2
     for path in predictions:
@@ -207,8 +209,16 @@ def test_cascade(workspaces, tmp_path):
     workspace = workspaces("plain", "3d_lowres", "3d_fullres")
     for fold in range(5):  # the second stage trains on the first one's cross-validated predictions
         workspace.train(QUICK, "3d_lowres", fold=fold)
-    workspace.train(QUICK, "3d_cascade_fullres")
-    check_validation(workspace, QUICK, "3d_cascade_fullres")
+    cascade = "3d_cascade_fullres"
+    workspace.interrupt_training(QUICK, cascade)
+    workspace.train(QUICK, cascade, "--c")
+    check_validation(workspace, QUICK, cascade)
+    check_log(workspace, QUICK, cascade)
+    predict(workspace, QUICK, "3d_lowres", tmp_path / "lowres")
+    stage = ["-prev_stage_predictions", str(tmp_path / "lowres")]
+    predict(workspace, QUICK, cascade, tmp_path / "cascade", *stage)
+    find = f"nnUNetv2_find_best_configuration 4 -c 3d_lowres -tr {QUICK} -np 2 --disable_ensembling"
+    workspace.run(*find.split())
 
 
 @pytest.mark.slow
