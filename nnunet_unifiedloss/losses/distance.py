@@ -8,6 +8,9 @@ import SimpleITK as sitk
 import torch
 from torch import Tensor
 
+# ITK's pool of threads does not survive a fork: a forked worker would wait for it for ever
+sitk.ProcessObject.SetGlobalDefaultThreader("PLATFORM")
+
 _LARGEST_BLOCK = 2**25  # numbers that the transform on a device holds at a time
 
 

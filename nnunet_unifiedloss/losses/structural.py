@@ -117,10 +117,11 @@ class _Window(NamedTuple):
         """Σ weights · values / Σ weights of what counts; the values are 0 where ignored."""
         return window_sum(values, self.weights).mul_(self.norm)
 
-    def statistics(self, centred: Tensor) -> tuple[Tensor, Tensor]:
+    def statistics(self, centred: Tensor, squares: float | None = None) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation; a variance that is nothing but rounding is 0."""
         mean = self.sum(centred)
-        variance = self.sum(centred.square()).addcmul_(mean, mean, value=-1)
+        second = mean.new_full((), squares) if squares else self.sum(centred.square())
+        variance = second - mean.square()
         noise = 4 * torch.finfo(variance.dtype).eps
         return mean, functional.threshold(variance, noise, 0.0, inplace=True).sqrt_()
 
@@ -139,7 +140,7 @@ class _Difference(torch.autograd.Function):
         # shifted by ½ the squares are smaller, and so is their rounding
         centred = (probability - 0.5).mul_(window.counting)
         reference = (truth.to(centred.dtype) - 0.5).mul_(window.counting)
-        difference = _standardised(reference, *window.statistics(reference), c)
+        difference = _standardised(reference, *window.statistics(reference, squares=0.25), c)
         difference -= _standardised(centred, *window.statistics(centred), c)
         difference *= window.counting
         ctx.c, ctx.weights = c, window.weights

@@ -1,0 +1,67 @@
+"""Distance transforms against SciPy, on both ways to compute them."""
+
+from __future__ import annotations
+
+import multiprocessing
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from nnunet_unifiedloss.losses import distance
+from nnunet_unifiedloss.losses.distance import squared_distance
+
+MASKS = {
+    "noise": lambda r, s: r.random(s) < 0.3,
+    "one voxel": lambda r, s: np.arange(np.prod(s)).reshape(s) == 7,
+    "all but one": lambda r, s: np.arange(np.prod(s)).reshape(s) != 7,
+    "empty": lambda r, s: np.zeros(s, bool),
+    "full": lambda r, s: np.ones(s, bool),
+    "box": lambda r, s: np.indices(s).max(0) < 4,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["SimpleITK", "separable"])
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("shape", [(12, 15), (9, 12, 7), (1, 12, 7), (9, 8, 1)])
+@pytest.mark.parametrize("anisotropic", [False, True])
+@pytest.mark.parametrize("ignore", [False, True])
+def test_agrees_with_scipy(dtype, mask, shape, anisotropic, ignore):
+    generator = np.random.default_rng(0)
+    inside = MASKS[mask](generator, shape)
+    counting = generator.random(shape) < 0.7 if ignore else np.ones(shape, bool)
+    inside = inside & counting
+    outside = ~inside & counting
+    spacing = (0.7, 2.5, 1.3)[: len(shape)] if anisotropic else None
+    for of, to in ((inside, outside), (outside, inside)):
+        expected = np.zeros(shape)
+        if to.any():
+            expected = ndimage.distance_transform_edt(~to, sampling=spacing) ** 2 * of
+        maps = (torch.from_numpy(m)[None, None, None] for m in (of, to))
+        found = squared_distance(*maps, spacing, dtype)
+        assert found.dtype == dtype
+        np.testing.assert_allclose(found[0, 0, 0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_large_images_are_worked_on_in_blocks(monkeypatch):
+    to = torch.rand(2, 1, 3, 8, 9, 10, generator=torch.Generator().manual_seed(0)) < 0.1
+    whole = squared_distance(~to, to, None, torch.float64)
+    monkeypatch.setattr(distance, "_LARGEST_BLOCK", 1000)
+    torch.testing.assert_close(squared_distance(~to, to, None, torch.float64), whole)
+
+
+def measure_in_a_fork(to):
+    squared_distance(~to, to, None, torch.float32)
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="there is none")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_worker_does_not_wait_for_ever():
+    to = torch.zeros(1, 1, 1, 40, 40, 40, dtype=torch.bool)
+    to[..., 3:9, 5, :] = True
+    squared_distance(~to, to, None, torch.float32)
+    worker = multiprocessing.get_context("fork").Process(target=measure_in_a_fork, args=(to,))
+    worker.start()
+    worker.join(60)
+    assert worker.exitcode == 0
