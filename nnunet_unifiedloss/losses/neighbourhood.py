@@ -66,10 +66,10 @@ class ErosionSum(torch.autograd.Function):
             if on_cpu and not strongest.any():
                 break
             something = strongest > torch.finfo(left.dtype).tiny ** 0.5
-            scale = torch.where(something, strongest, 1).reciprocal_()
-            left.mul_(scale)
+            strongest = torch.where(something, strongest, 1)
+            left.div_(strongest)  # the largest voxels are exactly 1 now
             total.add_(left, alpha=float(k**alpha))
-            kept += [left, scale]
+            kept += [left, strongest]
         ctx.alpha = alpha
         ctx.save_for_backward(*kept)
         return total
@@ -83,14 +83,14 @@ class ErosionSum(torch.autograd.Function):
         kept = ctx.saved_tensors
         slope = torch.zeros_like(grad)
         for k in range(len(kept) // 2, 0, -1):
-            left, scale = kept[2 * k - 2 : 2 * k]
+            left, strongest = kept[2 * k - 2 : 2 * k]
             slope.add_(grad, alpha=float(k**ctx.alpha))
             # of r/max r: the largest voxels, where it is 1, share what the others lose
-            largest = (left == _maximum(left)).to(left.dtype).mul_(left > 0)
+            largest = left.floor()
             shared = (slope * left).flatten(SPATIAL).sum(SPATIAL)
             shared /= largest.flatten(SPATIAL).sum(SPATIAL).clamp_min_(1)
-            slope.addcmul_(largest, shared.view(scale.shape), value=-1).mul_(scale).mul_(left > 0)
-            slope = mean_of_cross(slope)
+            slope.addcmul_(largest, shared.view(strongest.shape), value=-1)
+            slope = mean_of_cross(slope.div_(strongest).mul_(left.sign()))
         return slope, None, None, None
 
 
