@@ -107,24 +107,21 @@ class LovaszLoss(SegmentationLoss):
 
     def evaluate(self, view: View) -> Tensor:
         """Lovász extension of the Jaccard loss, mean over the classes present and regions."""
-        errors = view.errors.transpose(0, 1).flatten(3)  # (G, B, K, voxels)
-        truth = view.one_hot.transpose(0, 1).flatten(3)
-        return torch.stack(
-            [self._group(e, t) for e, t in zip(errors.unbind(0), truth.unbind(0), strict=True)]
-        ).mean()
+        maps = (values.transpose(0, 1).flatten(3) for values in (view.errors, view.one_hot))
+        groups = zip(*(values.unbind(0) for values in maps), strict=True)  # (B, K, voxels) each
+        losses = torch.stack([_extensions(errors, truth) for errors, truth in groups])
+        present = (view.class_voxels.sum(0) > 0).to(losses.dtype)
+        return ((losses * present).sum(1) / present.sum(1).clamp_min(1)).mean()
 
-    def _group(self, errors: Tensor, truth: Tensor) -> Tensor:
-        """The loss of one group from (B, K, voxels)."""
-        values, present = [], []
-        for error, mask in zip(errors.unbind(1), truth.unbind(1), strict=True):
-            values.append(_LovaszExtension.apply(error.flatten(), mask.flatten()))
-            present.append(mask.any())
-        exists = torch.stack(present).to(errors.dtype)
-        return (torch.stack(values) * exists).sum() / exists.sum().clamp_min(1)
+
+def _extensions(errors: Tensor, truth: Tensor) -> Tensor:
+    """The Lovász extension for each class, (K,), from (B, K, voxels)."""
+    pairs = zip(errors.unbind(1), truth.unbind(1), strict=True)
+    return torch.stack([_LovaszExtension.apply(e.flatten(), y.flatten()) for e, y in pairs])
 
 
 class _LovaszExtension(torch.autograd.Function):
-    """Σ e·step over the errors (voxels,) of one class in falling order."""
+    """Σ e·step over the errors (voxels,) of one class, largest first."""
 
     @staticmethod
     def forward(
@@ -135,9 +132,7 @@ class _LovaszExtension(torch.autograd.Function):
         # The bits of floats ≥ 0 are in the order of the floats, and integers sort several times
         # faster. The lowest bit takes the mask along.
         integer = torch.int64 if errors.dtype == torch.float64 else torch.int32
-        bits = (errors.contiguous().view(integer) << 1) + mask
-        bits, order = torch.sort(torch.iinfo(integer).max - bits)
-        bits = torch.iinfo(integer).max - bits
+        bits, order = torch.sort((errors.contiguous().view(integer) << 1).add_(mask))
         steps = _jaccard_steps(bits & 1, errors.dtype)
         ctx.save_for_backward(order, steps)
         return ((bits >> 1).view(errors.dtype) * steps).sum()
@@ -153,15 +148,14 @@ class _LovaszExtension(torch.autograd.Function):
 
 
 def _jaccard_steps(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """What each voxel in turn adds to the Jaccard loss when it becomes wrong.
+    """What each voxel adds to the Jaccard loss when it becomes wrong, after all that follow it.
 
     With P voxels in the mask, i of them and j others wrong already, the loss is
     1 − (P − i)/(P + j); its steps are written out, since their difference would round them away.
     """
-    total = mask.sum(dtype=mask.dtype)
-    wrong_inside = mask.cumsum(0, dtype=mask.dtype).sub_(mask)
-    wrong_outside = torch.arange(len(mask), dtype=mask.dtype, device=mask.device) - wrong_inside
-    union = (wrong_outside + total).clamp_min_(1).to(dtype)
-    step_outside = (total - wrong_inside).to(dtype).div_(union + 1)
+    right_inside = mask.cumsum(0, dtype=mask.dtype)  # P − i
+    wrong = torch.arange(len(mask) - 1, -1, -1, dtype=mask.dtype, device=mask.device)
+    union = wrong.add_(right_inside).clamp_min_(1).to(dtype)  # P + j = i + j + (P − i)
+    step_outside = right_inside.to(dtype).div_(union + 1)
     inside = mask.to(dtype)
     return step_outside.lerp_(torch.ones_like(inside), inside).div_(union)
