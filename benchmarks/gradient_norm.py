@@ -6,7 +6,8 @@
 SGD feels the scale of a loss: with a quarter of the gradient it takes steps of a quarter. Dividing
 nnU-Net's learning rate of 0.01 by the ratio makes trainings comparable. The ratio changes while a
 network learns, so it is given for logits of three stages (a margin for the true class, blurred as
-network outputs are, plus noise), on patches with a small lesion of two classes.
+network outputs are, plus noise), on patches with a small lesion of two classes. Class weights are
+those of the patch's labels, weights that follow the training those of its middle.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import Tensor
 from torch.nn import functional
 
+from nnunet_unifiedloss.frequencies import inverse_frequencies
 from nnunet_unifiedloss.losses import SegmentationLoss
 
 STAGES = {"untrained": (0.0, 0.2), "learning": (2.0, 1.0), "trained": (8.0, 1.5)}
@@ -50,6 +52,20 @@ def gradient_norm(loss: torch.nn.Module, logits: Tensor, target: Tensor) -> floa
     return float(logits.grad.norm())
 
 
+def as_trained(cls: type[SegmentationLoss], logits: Tensor, target: Tensor) -> SegmentationLoss:
+    """The loss with what its trainer would have set in the middle of a training on such patches."""
+    parameters = {}
+    if "class_weights" in cls.defaults():
+        voxels = target.long().flatten().bincount(minlength=logits.shape[1]).tolist()
+        parameters["class_weights"] = inverse_frequencies(voxels)
+    loss = cls(batch_dice=True, **parameters)
+    if loss.scheduled:
+        terms = loss.terms(logits, target)
+        means = {name: float(term) / loss.weights.get(name, 1) for name, term in terms.items()}
+        loss.start_epoch(500, 1000, means)
+    return loss
+
+
 def main() -> None:
     """Print the table of ratios in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -66,8 +82,10 @@ def main() -> None:
     print("| --- |" + " --- |" * (len(batches) + 1))
     means = {}
     for name, cls in sorted(SegmentationLoss.registry.items()):
-        loss = cls(batch_dice=True)
-        ratios = [gradient_norm(loss, *b) / gradient_norm(default, *b) for b in batches.values()]
+        ratios = [
+            gradient_norm(as_trained(cls, *b), *b) / gradient_norm(default, *b)
+            for b in batches.values()
+        ]
         means[name] = float(torch.tensor(ratios).log().mean().exp())
         print(f"| {name} |" + "".join(f" {r:.2f} |" for r in [*ratios, means[name]]), flush=True)
     if arguments.json:

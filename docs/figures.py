@@ -62,9 +62,7 @@ def distribution(axes: list[plt.Axes]) -> None:
 def region(axes: list[plt.Axes]) -> None:
     """Overlap losses against the Tversky index."""
     chosen = [TverskyLoss(), *(FocalTverskyLoss(gamma=g) for g in (0.75, 2))]
-    chosen += [
-        SymmetricFocalTverskyLoss(gamma=g, include_background=False) for g in (0.25, 0.5, 0.75)
-    ]
+    chosen += [SymmetricFocalTverskyLoss(gamma=g, include_background=False) for g in (0.5, 0.75)]
     chosen += [LogCoshDiceLoss()]
     target = torch.zeros(1, 1, 1, 100, dtype=torch.int64)
     target[..., :10] = 1

@@ -31,9 +31,9 @@ FIGURES = {
     "a foreground voxel; dashed for a background voxel.",
     "region": "Loss and its slope against the Tversky index (or Dice) of one class.",
     "boundary": "Size of the gradient of a voxel with p = 0.5 against its distance from the "
-    "object's boundary; inside of the object on the left.",
-    "structural": "Weight of a foreground voxel at an edge against its probability of being "
-    "foreground.",
+    "object's boundary; inside of the object on the left. That of Boundary is 0 next to it.",
+    "structural": "Loss and size of the gradient of a foreground voxel at an edge against its "
+    "probability of being foreground; both jump where a voxel nearby falls below the threshold β.",
     "compound": "Loss and size of its gradient against the probability of the true class, the "
     "same in all voxels, of which 1 % are foreground.",
 }
@@ -85,10 +85,10 @@ def section(entry: TrainerEntry, measured: dict[str, dict[str, float]]) -> str:
         lines.append("\n".join(["| parameter | default | meaning |", "| --- | --- | --- |", *rows]))
     time, memory, gradient = (measured[c][entry.loss] for c in ("time", "memory", "gradient"))
     lines.append(f"**When:** {entry.when} **When not:** {entry.when_not}")
-    lines.append(
-        f"`{entry.trainer}` · cost {time:.2g} × time, {memory:.2g} × memory · gradient "
-        f"{gradient:.2g} ×, comparable with `_lr{format_value(float(f'{0.01 / gradient:.2g}'))}`"
-    )
+    cost = f"`{entry.trainer}` · cost {time:.2g} × time, {memory:.2g} × memory · "
+    rate = f", comparable with `_lr{format_value(float(f'{0.01 / gradient:.2g}'))}`"
+    # no learning rate makes up for a gradient that all but vanishes for some predictions
+    lines.append(f"{cost}gradient {gradient:.2g} ×{rate if gradient > 0.05 else ''}")
     reference = re.search(r"References:\n((?:    .*\n?)+)", docstring)
     if reference:
         lines.append(inspect.cleandoc(reference[1]).replace("\n", " "))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections import Counter
@@ -12,6 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from nnunet_unifiedloss.files import write_atomically
+
+_ENTRY = {"modified", "voxels"}  # what is kept of a case
 
 
 class Dataset(Protocol):
@@ -46,7 +49,9 @@ def count_labels(dataset: Dataset, cases: Iterable[str], cache: Path) -> Counter
             changed = True
         total.update({int(label): n for label, n in known[case]["voxels"].items()})
     if changed:
-        write_atomically(cache, json.dumps(known, indent=1, sort_keys=True))
+        # preprocessed data may be shared and read-only; then they are counted every time
+        with contextlib.suppress(OSError):
+            write_atomically(cache, json.dumps(known, indent=1, sort_keys=True))
     return total
 
 
@@ -69,11 +74,13 @@ def inverse_frequencies(voxels: Sequence[int]) -> tuple[float, ...]:
 
 
 def _read(cache: Path) -> dict[str, dict[str, Any]]:
+    """What was counted before; a file that is not ours, or broken, counts for nothing."""
     try:
-        known: dict[str, dict[str, Any]] = json.loads(cache.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+        known = json.loads(cache.read_text())
+    except (OSError, ValueError):
         return {}
-    return known
+    entries = known.items() if isinstance(known, dict) else ()
+    return {case: e for case, e in entries if isinstance(e, dict) and e.keys() >= _ENTRY}
 
 
 def _modified(folder: Path, case: str) -> int:

@@ -283,6 +283,22 @@ def test_labels_are_counted_once(preprocessed):
     ]
 
 
+@pytest.mark.parametrize("content", ["[]", '{"a": 3}', '{"a": {}}', "{", b"\xff"])
+def test_a_broken_file_of_counts_is_made_again(preprocessed, content):
+    cache = preprocessed.parent / "label_voxels_plans_3d.json"
+    cache.write_bytes(content if isinstance(content, bytes) else content.encode())
+    weighted_trainer(preprocessed, ignore=True)
+    assert FakeDataset.loaded == ["a", "b"]
+
+
+def test_a_read_only_folder_does_not_end_the_training(preprocessed, monkeypatch):
+    def refuse(*arguments):
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr("nnunet_unifiedloss.frequencies.write_atomically", refuse)
+    assert weighted_trainer(preprocessed, ignore=True).class_weights
+
+
 def test_weights_in_the_name_override_the_data(preprocessed):
     name = "nnUNetTrainerWeightedCrossEntropy_classWeights0.1-1-4"
     assert weighted_trainer(preprocessed, name).class_weights == (0.1, 1, 4)

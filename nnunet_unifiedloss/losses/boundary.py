@@ -30,7 +30,8 @@ class BoundaryLoss(SegmentationLoss):
         0 & \text{the class is absent} \end{cases}
 
     d is the distance to the other side of the boundary. The mean is over samples, voxels and
-    foreground classes. As published, the loss is negative for good predictions.
+    foreground classes. As published, the loss is negative for good predictions, and 1 is taken off
+    inside whatever the unit: with voxels smaller than 1 the innermost ones get a positive φ.
 
     Args:
         spacing: Size of a voxel along each axis; None: distances in voxels.
@@ -176,7 +177,7 @@ class HausdorffERLoss(SegmentationLoss):
 
     paper = "Karimi 2019, arXiv:1904.10030"
     when = "As HausdorffDT, without distance transforms."
-    when_not = "Errors thinner than three voxels: the first erosion removes them."
+    when_not = "Single wrong voxels, and thin rods in 3-D: the first erosion removes them."
 
     def __init__(
         self,

@@ -28,7 +28,7 @@ class StructuralSimilarityLoss(SegmentationLoss):
 
     μ and σ are mean and standard deviation in a Gaussian window (σ 1.5 voxels) around the voxel,
     computed from the voxels that count; CE = −ln p_t. Sums and maximum are over batch, voxels and
-    classes, with ``regions=True`` for each region.
+    classes, with ``regions=True`` for each region. The loss jumps where f changes.
 
     Args:
         window: Width of the window in voxels, an odd number ≥ 3.

@@ -240,7 +240,7 @@ class DiceHausdorffLoss(CompoundLoss):
         \lambda = \frac{\text{mean of } L_\text{Dice}}{\text{mean of } L_\text{Hausdorff}}
         \text{ in the epoch before}
 
-    λ is 1 in the first epoch and outside of a training.
+    λ is 1 in the first epoch, after one with a mean of 0, and outside of a training.
 
     Args:
         alpha: Exponent of the distances, > 0.
@@ -292,5 +292,4 @@ class DiceHausdorffLoss(CompoundLoss):
     def start_epoch(self, epoch: int, num_epochs: int, previous: Mapping[str, float]) -> None:
         """Give both terms the same mean, going by the epoch before."""
         dice, hausdorff = (previous.get(name, 0.0) for name in ("Dice", "HausdorffDT"))
-        if dice > 0 and hausdorff > 0:
-            self.weights["HausdorffDT"] = dice / hausdorff
+        self.weights["HausdorffDT"] = dice / hausdorff if dice > 0 and hausdorff > 0 else 1

@@ -265,7 +265,7 @@ class DistancePenalizedCrossEntropyLoss(SegmentationLoss):
 def _check_class_weights(
     weights: Sequence[float] | Sequence[Sequence[float]], regions: bool
 ) -> tuple[float, ...] | tuple[tuple[float, ...], ...]:
-    nested = regions and len(weights) > 0 and all(isinstance(w, Sequence) for w in weights)
-    if nested and not isinstance(weights, str):
+    listed = isinstance(weights, Sequence) and not isinstance(weights, str) and len(weights) > 0
+    if regions and listed and all(isinstance(w, Sequence) for w in weights):
         return tuple(check_weights(f"class_weights[{i}]", w) for i, w in enumerate(weights))
     return check_weights("class_weights", weights)

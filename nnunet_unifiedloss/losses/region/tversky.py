@@ -148,7 +148,7 @@ class AsymmetricSimilarityLoss(SegmentationLoss):
 
 
 class FocalTverskyLoss(TverskyLoss):
-    r"""Focal Tversky loss: classes with a poor Tversky index count more.
+    r"""Focal Tversky loss: a power of the Tversky loss of each class.
 
     .. math:: L = \operatorname{mean}_c (1 - \mathrm{TI}_c)^\gamma
 
@@ -181,8 +181,8 @@ class FocalTverskyLoss(TverskyLoss):
     """
 
     paper = "Abraham 2018, arXiv:1810.07842"
-    when = "Small lesions beside large ones: hard classes keep their weight."
-    when_not = "Classes that cannot be learnt: they take all the gradient."
+    when = "Small lesions that are found, but not exactly: γ < 1 keeps their slope to the end."
+    when_not = "Structures that are still missed: with γ < 1 their slope is the smallest."
 
     def __init__(
         self,
