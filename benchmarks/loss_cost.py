@@ -259,6 +259,7 @@ def main() -> None:
         print_distances(arguments.rounds, tuple(arguments.shape or (2, 3, 128, 128, 128)))
         return
     if arguments.growth:
+        ours = {name: loss for name, loss in ours.items() if loss.compiles}
         print_growth(ours, arguments.rounds, arguments.growth)
         return
     shapes = [tuple(arguments.shape)] if arguments.shape else SHAPES
