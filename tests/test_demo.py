@@ -132,8 +132,16 @@ def test_dataset_is_whole_or_absent(tmp_path, monkeypatch):
 
 def test_dataset_that_is_there_is_left_alone(tmp_path):
     (tmp_path / phantom.DATASET_NAME).mkdir()
+    (tmp_path / phantom.DATASET_NAME / "dataset.json").touch()
     folder = phantom.write_phantom_dataset(tmp_path)
-    assert list(folder.iterdir()) == []
+    assert [path.name for path in folder.iterdir()] == ["dataset.json"]
+
+
+def test_dataset_that_is_not_whole_is_an_error(tmp_path):
+    (tmp_path / phantom.DATASET_NAME / "imagesTr").mkdir(parents=True)
+    with pytest.raises(FileExistsError, match=r"has lost its dataset.json; remove it"):
+        phantom.write_phantom_dataset(tmp_path)
+    assert (tmp_path / phantom.DATASET_NAME / "imagesTr").exists()
 
 
 # Arguments
@@ -159,7 +167,7 @@ def test_epochs_without_a_baseline_are_refused(tmp_path, console, epochs):
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:1", ""])
 def test_unknown_devices_are_refused(tmp_path, console, device):
-    with pytest.raises(ValueError, match=f"device is {device!r}, but must be one of cpu, cuda"):
+    with pytest.raises(ValueError, match=f"device is {device!r}, but must be one of cuda, mps, cpu"):
         demo.run_demo(tmp_path / "demo", device=device, console=console)
     assert not (tmp_path / "demo").exists()
 
