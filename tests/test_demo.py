@@ -167,7 +167,9 @@ def test_epochs_without_a_baseline_are_refused(tmp_path, console, epochs):
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:1", ""])
 def test_unknown_devices_are_refused(tmp_path, console, device):
-    with pytest.raises(ValueError, match=f"device is {device!r}, but must be one of cuda, mps, cpu"):
+    with pytest.raises(
+        ValueError, match=f"device is {device!r}, but must be one of cuda, mps, cpu"
+    ):
         demo.run_demo(tmp_path / "demo", device=device, console=console)
     assert not (tmp_path / "demo").exists()
 
