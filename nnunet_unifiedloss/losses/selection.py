@@ -35,8 +35,8 @@ def weights_of_largest(values: Tensor, number: Tensor, *, ddp: bool) -> Tensor:
         unread -= digit_bits
         candidates = (bits >> (unread + digit_bits)) == prefix
         digits = (bits >> unread) & (2**digit_bits - 1)
-        histogram = torch.zeros(len(values), 2**digit_bits, dtype=torch.int64, device=bits.device)
-        histogram.scatter_add_(1, digits.long(), candidates.long())
+        histogram = torch.zeros(len(values), 2**digit_bits, dtype=torch.int32, device=bits.device)
+        histogram.scatter_add_(1, digits.long(), candidates.int())
         histogram = sum_over_ranks(histogram) if ddp else histogram
         at_least = histogram.flip(1).cumsum(1).flip(1)
         digit = (at_least >= remaining).sum(1, keepdim=True) - 1
