@@ -93,8 +93,8 @@ class View(ABC):
     def p_t(self) -> Tensor:
         """Probability of a voxel's true class, 0 where ignored, (B, G, *S)."""
         # the value of its own keeps the digits; the slope is that of 1 − error
-        p_t = self._p_t - (self.error - self.error.detach())
-        return p_t if self.ignored is None else p_t.masked_fill(self.ignored, 0)
+        error = self.error
+        return self._p_t - (error - error.detach())
 
     @abstractmethod
     def squared_errors(self) -> tuple[Tensor, Tensor]:
@@ -110,10 +110,7 @@ class View(ABC):
         return self.sum_by_class(ones if self.ignored is None else ones * ~self.ignored)
 
     def sum_by_batch(self, values: Tensor) -> Tensor:
-        """Sum values (B, G, K) over the batch where ``batch_dice``, and over ranks where ``ddp``.
-
-        (B, G, K); B = 1 with ``batch_dice``.
-        """
+        """Sum values of each sample over the batch and ranks where ``batch_dice``; B is then 1."""
         return self.over_batch(values)[None] if self.batch_dice else values
 
     def over_batch(self, values: Tensor) -> Tensor:
@@ -185,7 +182,11 @@ class View(ABC):
 
     @property
     def _p_t(self) -> Tensor:
-        return self._once("p_t", lambda: probability(self.cross_entropy))
+        return self._once("p_t", self._probability_of_truth)
+
+    def _probability_of_truth(self) -> Tensor:
+        p_t = probability(self.cross_entropy)
+        return p_t if self.ignored is None else p_t.masked_fill_(self.ignored, 0)
 
     def _once(self, name: str, compute: Callable[[], Shared]) -> Shared:
         """What several terms of a loss need is computed when the first one asks."""
@@ -196,17 +197,12 @@ class View(ABC):
 
     def _count(self) -> Counts:
         false_negatives = self.sum_by_class(self.error)
-        p_t = self._p_t if self.ignored is None else self._p_t.masked_fill(self.ignored, 0)
-        true_positives = self.sum_by_class(p_t)
+        true_positives = self.sum_by_class(self._p_t)
         # a sum of its own keeps the digits; the slope is that of p_t = 1 − error
         true_positives = true_positives - (false_negatives - false_negatives.detach())
-        counts = torch.stack(
-            [true_positives, self._false_positives(false_negatives), false_negatives]
-        )
-        if self.batch_dice:
-            counts = counts.sum(1, keepdim=True)
-            counts = sum_over_ranks(counts) if self.ddp else counts
-        return Counts(*counts.unbind())
+        false_positives = self._false_positives(false_negatives)
+        counts = torch.stack([true_positives, false_positives, false_negatives], 1)
+        return Counts(*self.sum_by_batch(counts).unbind(1))
 
     @property
     @abstractmethod

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from typing_extensions import Unpack
 
 from nnunet_unifiedloss.losses.base import CompoundLoss, Options, check_flag, check_number
@@ -50,6 +52,8 @@ class SymmetricUnifiedFocalLoss(CompoundLoss):
     paper = "Yeung 2021, arXiv:2102.04525"
     when = "Severe imbalance where foreground classes differ little in size."
     when_not = "Rare foreground: the asymmetric form keeps its gradient."
+    region_loss: ClassVar[type[SymmetricFocalTverskyLoss]] = SymmetricFocalTverskyLoss
+    voxel_loss: ClassVar[type[SymmetricFocalLoss | AsymmetricFocalLoss]] = SymmetricFocalLoss
 
     def __init__(
         self,
@@ -67,18 +71,21 @@ class SymmetricUnifiedFocalLoss(CompoundLoss):
         self.gamma = check_number("gamma", gamma, maximum=1, below=True)
         self.smooth = check_number("smooth", smooth)
         self.include_background = check_flag("include_background", include_background)
-        tversky = SymmetricFocalTverskyLoss(
+        tversky = self.region_loss(
             delta=delta,
             gamma=gamma,
             smooth=smooth,
             include_background=include_background,
             **options,
         )
-        focal = SymmetricFocalLoss(delta=delta, gamma=gamma, **options)
-        self.combine(SymmetricFocalTversky=(weight, tversky), SymmetricFocal=(1 - weight, focal))
+        focal = self.voxel_loss(delta=delta, gamma=gamma, **options)
+        summands = ((weight, tversky), (1 - weight, focal))
+        self.combine(
+            **{type(loss).__name__.removesuffix("Loss"): (w, loss) for w, loss in summands}
+        )
 
 
-class UnifiedFocalLoss(CompoundLoss):
+class UnifiedFocalLoss(SymmetricUnifiedFocalLoss):
     r"""Unified Focal loss, in the asymmetric form, the paper's best.
 
     .. math:: L = \lambda \, L_\text{asymmetric focal Tversky}
@@ -119,28 +126,5 @@ class UnifiedFocalLoss(CompoundLoss):
     when = "Start here when Dice + cross entropy misses a small lesion."
     when_not = "With nnU-Net's learning rate as it is: its gradient is a quarter of the default's."
 
-    def __init__(
-        self,
-        *,
-        weight: float = 0.5,
-        delta: float = 0.6,
-        gamma: float = 0.5,
-        smooth: float = 1e-7,
-        include_background: bool = True,
-        **options: Unpack[Options],
-    ) -> None:
-        super().__init__(**options)
-        self.weight = check_number("weight", weight, maximum=1)
-        self.delta = check_number("delta", delta, maximum=1)
-        self.gamma = check_number("gamma", gamma, maximum=1, below=True)
-        self.smooth = check_number("smooth", smooth)
-        self.include_background = check_flag("include_background", include_background)
-        tversky = AsymmetricFocalTverskyLoss(
-            delta=delta,
-            gamma=gamma,
-            smooth=smooth,
-            include_background=include_background,
-            **options,
-        )
-        focal = AsymmetricFocalLoss(delta=delta, gamma=gamma, **options)
-        self.combine(AsymmetricFocalTversky=(weight, tversky), AsymmetricFocal=(1 - weight, focal))
+    region_loss = AsymmetricFocalTverskyLoss
+    voxel_loss = AsymmetricFocalLoss
