@@ -22,14 +22,8 @@ from torch import Tensor, distributed, nn
 from nnunet_unifiedloss.frequencies import count_labels, inverse_frequencies
 from nnunet_unifiedloss.losses import SegmentationLoss
 from nnunet_unifiedloss.losses.distributed import sum_over_ranks
-from nnunet_unifiedloss.naming import (
-    FROM_PLANS,
-    PREFIX,
-    catalogue,
-    host_variants,
-    loss_of,
-    parse,
-)
+from nnunet_unifiedloss.naming import FROM_PLANS, catalogue, loss_of, parse
+from nnunet_unifiedloss.variants import PREFIX, host_variants
 
 _HISTORY = "loss_terms"  # key of nnU-Net's log, which its checkpoints hold
 

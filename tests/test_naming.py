@@ -15,10 +15,9 @@ from nnunet_unifiedloss.naming import (
     camel_case,
     catalogue,
     format_value,
-    host_variants,
     parse,
-    sets_its_own_loss,
 )
+from nnunet_unifiedloss.variants import host_variants, sets_its_own_loss
 
 VARIANTS = [suffix for suffix, cls in host_variants().items() if not sets_its_own_loss(cls)]
 
