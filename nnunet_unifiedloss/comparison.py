@@ -1,0 +1,275 @@
+"""Which trainer is better on this data, by how much, how sure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from nnunet_unifiedloss.analysis import (
+    ALL_LABELS,
+    Settings,
+    difference_table,
+    empties_table,
+    friedman_table,
+    paired_scores,
+    ranking_table,
+    size_tables,
+    summary_table,
+)
+from nnunet_unifiedloss.curves import training_curves
+from nnunet_unifiedloss.measurement import Progress
+from nnunet_unifiedloss.metrics import METRICS
+from nnunet_unifiedloss.results import (
+    REFERENCE_VOLUME,
+    Results,
+    collect,
+    select_trainings,
+)
+
+__all__ = ["Comparison", "analyse", "compare"]
+
+HOST_TRAINER = "nnUNetTrainer"
+
+
+@dataclass
+class Comparison:
+    """The answer. All tables are tidy, a row for each data set, method and what they name.
+
+    Attributes:
+        results: What it is computed from; ``results.table`` has every value of every case.
+        settings: How it was computed.
+        methods: What is compared, the best first.
+        cases: Paired scores: one row for each data set, case, label and metric, one column for
+            each method.
+        summary: Mean with its interval, median and quartiles.
+        differences: Paired differences to the baseline with interval, test and effect size.
+        ranking: Mean rank over the cases and how often each is first under bootstrap.
+        friedman: Friedman's test over all methods.
+        strata: Differences to the baseline by size of the structure.
+        sizes: Rank correlation of that difference with the logarithm of the size.
+        empties: Where the reference, the prediction or both are empty.
+        volumes: Size of each structure in the reference in mm³, by data set, label and case.
+        curves: Pseudo-Dice and losses of each epoch.
+    """
+
+    results: Results
+    settings: Settings
+    methods: list[str]
+    cases: pd.DataFrame
+    summary: pd.DataFrame
+    differences: pd.DataFrame
+    ranking: pd.DataFrame
+    friedman: pd.DataFrame
+    strata: pd.DataFrame
+    sizes: pd.DataFrame
+    empties: pd.DataFrame
+    volumes: pd.Series[float]
+    curves: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    @property
+    def datasets(self) -> list[str]:
+        """The data sets, sorted."""
+        return sorted(self.cases.index.unique("dataset"))
+
+    @property
+    def labels(self) -> list[str]:
+        """The structures, the mean over them first where there are several."""
+        found = list(self.cases.index.unique("label"))
+        return sorted(found, key=lambda label: label != ALL_LABELS)
+
+    @property
+    def main_label(self) -> str:
+        """What methods are ranked on: the mean over the structures, or the only one."""
+        return self.labels[0]
+
+    def scores(self, dataset: str, metric: str, label: str) -> pd.DataFrame:
+        """The values of a metric: one row for each case, one column for each method."""
+        index = self.cases.index
+        chosen = (
+            (index.get_level_values("dataset") == dataset)
+            & (index.get_level_values("metric") == metric)
+            & (index.get_level_values("label") == label)
+        )
+        return self.cases[chosen].droplevel(["dataset", "label", "metric"])
+
+    @property
+    def dataset_ranks(self) -> pd.DataFrame:
+        """Mean rank by the primary metric: one row for each data set, one column a method."""
+        primary = self.ranking[self.ranking["metric"] == self.settings.primary]
+        table = primary.pivot_table(index="dataset", columns="method", values="mean_rank")
+        return table[self.methods]
+
+    def difference(self, dataset: str, method: str) -> pd.Series[Any]:
+        """The row of ``differences`` that methods are judged by: primary metric, main label."""
+        table = self.differences
+        chosen = table[
+            (table["dataset"] == dataset)
+            & (table["metric"] == self.settings.primary)
+            & (table["label"] == self.main_label)
+            & (table["method"] == method)
+        ]
+        return chosen.iloc[0]
+
+
+def compare(
+    datasets: Sequence[str | int],
+    configurations: Sequence[str] = ("3d_fullres",),
+    *,
+    trainers: Sequence[str] | None = None,
+    plans: Sequence[str] = ("nnUNetPlans",),
+    folds: Sequence[str | int] = (0, 1, 2, 3, 4),
+    baseline: str | None = None,
+    metrics: Sequence[str] | None = None,
+    tolerance: float | None = None,
+    empty: str = "worst",
+    strict: bool = False,
+    processes: int = 1,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Compare trained models by nnU-Net's validation of them.
+
+    Args:
+        datasets: Numbers or names of data sets.
+        configurations: Names of configurations.
+        trainers: Names of trainers; all that finished if None.
+        plans: Identifiers of plans.
+        folds: 0 to 4, or ``all``.
+        baseline: The trainer that the others are compared with; ``nnUNetTrainer`` if it is there,
+            else the first.
+        metrics: Names of :data:`~nnunet_unifiedloss.metrics.METRICS`, the one to rank by first;
+            all of them, ranked by Dice, if None.
+        tolerance: Of the normalised surface distance in mm; the largest spacing of each image if
+            None.
+        empty: What a distance is where only the reference or only the prediction is empty:
+            ``worst``, the diagonal of the image, or ``nan``, left out.
+        strict: Refuse to leave out a case.
+        processes: Number of processes that measure.
+        progress: Called with how many cases are measured and how many there are.
+
+    Returns:
+        The comparison.
+
+    Raises:
+        ValueError: An argument makes no sense, nothing finished can be found, no case is common to
+            all methods, or (``strict``) a case would have to be left out.
+    """
+    check_metrics(metrics)
+    trainings, notes = select_trainings(datasets, configurations, trainers, plans, folds)
+    results = collect(
+        trainings, tolerance=tolerance, empty=empty, processes=processes, progress=progress
+    )
+    results.notes = notes + results.notes
+    comparison = analyse(
+        results,
+        baseline=baseline,
+        metrics=metrics,
+        strict=strict,
+        tolerance=tolerance,
+        empty=empty,
+    )
+    comparison.curves = training_curves(results.trainings)
+    return comparison
+
+
+def check_metrics(metrics: Sequence[str] | None) -> tuple[str, ...]:
+    """The metrics to compare, all of them if None; a ValueError names one that is not known."""
+    chosen = tuple(metrics or METRICS)
+    unknown = [name for name in chosen if name not in METRICS]
+    if unknown:
+        raise ValueError(f"unknown metric {', '.join(unknown)}; possible: {', '.join(METRICS)}")
+    return tuple(dict.fromkeys(chosen))
+
+
+def analyse(
+    results: Results,
+    *,
+    baseline: str | None = None,
+    metrics: Sequence[str] | None = None,
+    strict: bool = False,
+    tolerance: float | None = None,
+    empty: str = "worst",
+    samples: int = 10_000,
+    seed: int = 0,
+) -> Comparison:
+    """The statistics of collected results.
+
+    Args:
+        results: From :func:`~nnunet_unifiedloss.results.collect`, or any table of that form.
+        baseline: As in :func:`compare`, like what follows.
+        metrics: Metrics to compare.
+        strict: Refuse to leave out a case.
+        tolerance: What the results were collected with.
+        empty: What the results were collected with.
+        samples: Number of bootstrap samples.
+        seed: Of the bootstrap.
+
+    Raises:
+        ValueError: As :func:`compare`.
+    """
+    chosen = check_metrics(metrics)
+    if strict and results.problems:
+        raise ValueError("--strict: cases with problems:\n  " + "\n  ".join(results.problems))
+    table = _common_cases(results, strict)
+    present = [metric for metric in chosen if metric in set(table["metric"])]
+    if not present:
+        raise ValueError(f"the results have no metric {', '.join(chosen)}")
+    methods = sorted(table["method"].unique())
+    name = _baseline(baseline, results.table, methods)
+    settings = Settings(name, tuple(present), tolerance, empty, samples, seed)
+    cases = paired_scores(table, present)
+    ranking = ranking_table(cases, settings)
+    order = ranking[ranking["metric"] == settings.primary].groupby("method")["mean_rank"].mean()
+    methods = list(order.sort_values(kind="stable").index)
+    volumes = paired_scores(table, [REFERENCE_VOLUME]).mean(axis=1).droplevel(["metric"])
+    strata, sizes = size_tables(cases, volumes, settings)
+    return Comparison(
+        results=results,
+        settings=settings,
+        methods=methods,
+        cases=cases[methods],
+        summary=summary_table(cases[methods], settings),
+        differences=difference_table(cases[methods], settings),
+        ranking=ranking,
+        friedman=friedman_table(cases),
+        strata=strata,
+        sizes=sizes,
+        empties=empties_table(table),
+        volumes=volumes,
+    )
+
+
+def _baseline(asked: str | None, table: pd.DataFrame, methods: Sequence[str]) -> str:
+    if asked is None:
+        host = table.loc[table["trainer"] == HOST_TRAINER, "method"].unique()
+        return str(host[0]) if len(host) else methods[0]
+    if asked in methods:
+        return asked
+    named = sorted(table.loc[table["trainer"] == asked, "method"].unique())
+    if len(named) == 1:
+        return str(named[0])
+    found = "several: " + ", ".join(named) if named else "none of " + ", ".join(methods)
+    raise ValueError(f"baseline {asked!r} is {found}; remedy: name one of them with --baseline")
+
+
+def _common_cases(results: Results, strict: bool) -> pd.DataFrame:
+    """The rows of cases that every method has, in the same fold; a note counts the others."""
+    table = results.table
+    methods = table["method"].nunique()
+    place = ["dataset", "fold", "case"]
+    found = table.groupby(place)["method"].nunique()
+    dropped = found[found < methods]
+    if len(found) == len(dropped):
+        reasons = "".join(f"\n  {problem}" for problem in results.problems[:10])
+        raise ValueError(f"no case is common to all of the {methods} methods{reasons}")
+    if len(dropped):
+        names = ", ".join(f"{case} (fold {fold})" for _, fold, case in dropped.index[:5])
+        text = f"{len(dropped)} of {len(found)} cases are not there for every method: {names}" + (
+            ", …" if len(dropped) > 5 else ""
+        )
+        if strict:
+            raise ValueError(f"--strict: {text}; remedy: nnUNetv2_train … --val for the others")
+        results.notes.append(f"left out: {text}")
+    return table[~table.set_index(place).index.isin(dropped.index)]

@@ -1,0 +1,315 @@
+"""The report of a comparison: one page, tables and figures in a folder."""
+
+from __future__ import annotations
+
+import base64
+import importlib.metadata
+import io
+import json
+import math
+import os
+import platform
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from nnunet_unifiedloss import plots
+from nnunet_unifiedloss.analysis import ALL_LABELS
+from nnunet_unifiedloss.comparison import Comparison
+from nnunet_unifiedloss.metrics import METRICS
+from nnunet_unifiedloss.verdict import caveats, format_p, short_names, verdict
+
+__all__ = ["as_json", "ranking_rows", "write_report"]
+
+VERSIONS_OF = ("nnunet-unifiedloss", "nnunetv2", "torch", "numpy", "scipy", "pandas", "SimpleITK")
+TABLES = ("summary", "differences", "ranking", "friedman", "strata", "sizes", "empties")
+
+
+@dataclass(frozen=True)
+class ReportFigure:
+    """A figure of the report.
+
+    Attributes:
+        name: Of its files.
+        section: Of the page.
+        caption: One line below it.
+        svg: The drawing.
+        png: The same as pixels.
+    """
+
+    name: str
+    section: str
+    caption: str
+    svg: bytes
+    png: bytes
+
+    @property
+    def source(self) -> str:
+        """The picture as part of the page: pixels where it is a photograph."""
+        kind, content = ("png", self.png) if self.section == "worst" else ("svg+xml", self.svg)
+        return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def write_report(comparison: Comparison, folder: Path, command: str = "") -> Path:
+    """Write the report of a comparison.
+
+    ``report.html`` holds everything in one file; beside it are ``cases.csv`` (every value),
+    ``summary.csv``, ``summary.md``, ``summary.tex`` and ``figures/`` (SVG and PNG). All of it is
+    made before any of it replaces what an earlier report has left.
+
+    Args:
+        comparison: What to report.
+        folder: Where to write; made where it does not exist.
+        command: The command that made it, to be shown.
+
+    Returns:
+        The page.
+
+    Raises:
+        OSError: The folder cannot be written to; an earlier report in it is unchanged.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = folder / f".draft-{os.getpid()}"
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        (draft / "figures").mkdir(parents=True)
+        figures = list(_figures(comparison))
+        for figure in figures:
+            (draft / "figures" / f"{figure.name}.svg").write_bytes(figure.svg)
+            (draft / "figures" / f"{figure.name}.png").write_bytes(figure.png)
+        comparison.results.table.to_csv(draft / "cases.csv", index=False)
+        _summary_with_differences(comparison).to_csv(draft / "summary.csv", index=False)
+        (draft / "summary.md").write_text(_markdown(comparison), encoding="utf-8")
+        (draft / "summary.tex").write_text(_latex(comparison), encoding="utf-8")
+        page = _page(comparison, figures, command)
+        (draft / "report.html").write_text(page, encoding="utf-8")
+        _publish(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder / "report.html"
+
+
+def _publish(draft: Path, folder: Path) -> None:
+    """Rename what was made into place, the page last."""
+    if (folder / "figures").is_dir():
+        os.replace(folder / "figures", draft / "earlier_figures")
+    os.replace(draft / "figures", folder / "figures")
+    for name in ("cases.csv", "summary.csv", "summary.md", "summary.tex", "report.html"):
+        os.replace(draft / name, folder / name)
+
+
+def _figures(comparison: Comparison) -> Iterator[ReportFigure]:
+    several = len(comparison.datasets) > 1
+    rows = len(comparison.methods)
+    for dataset in comparison.datasets:
+        end, of = (f"_{dataset}", f" {dataset}.") if several else ("", "")
+        if rows > 1:
+            figure, ax = _new_figure(8, 1.6 + 0.45 * rows)
+            plots.plot_differences(comparison, dataset=dataset, ax=ax)
+            text = "Paired differences to the baseline with 95 % bootstrap intervals."
+            yield _rendered(figure, f"differences{end}", "differences", text + of)
+        figure, ax = _new_figure(8, 1.2 + 0.5 * rows)
+        plots.plot_cases(comparison, dataset=dataset, ax=ax)
+        text = "Every case; box: quartiles and median, orange: mean."
+        yield _rendered(figure, f"cases{end}", "cases", text + of)
+        for label in [name for name in comparison.labels if name != ALL_LABELS]:
+            if rows < 2 or comparison.scores(dataset, comparison.settings.primary, label).empty:
+                continue
+            figure, ax = _new_figure(8, 4)
+            plots.plot_sizes(comparison, dataset=dataset, label=label, ax=ax)
+            text = f"Difference to the baseline by size: {label}. Points: cases; bars: strata."
+            yield _rendered(figure, f"sizes_{_file_name(label)}{end}", "sizes", text + of)
+        if not comparison.curves.empty:
+            figure, ax = _new_figure(8, 4)
+            plots.plot_curves(comparison, dataset=dataset, ax=ax)
+            text = "nnU-Net's pseudo-Dice while training, mean and range over the folds."
+            yield _rendered(figure, f"curves{end}", "curves", text + of)
+        for method in comparison.methods:
+            figure, ax = _new_figure(8, 3.2)
+            try:
+                plots.plot_worst_case(comparison, method=method, dataset=dataset, ax=ax)
+            except (ValueError, OSError, RuntimeError):
+                continue  # a file that cannot be read is in the caveats; the report goes on
+            text = f"Worst case of {method}."
+            yield _rendered(figure, f"worst_{_file_name(method)}{end}", "worst", text + of)
+    figure, ax = _new_figure(8, 1.2 + 0.3 * rows)
+    try:
+        plots.plot_critical_difference(comparison, ax=ax)
+    except ValueError:
+        return
+    blocks = "data sets" if several else "cases"
+    text = f"Mean ranks over the {blocks}; a bar joins methods that Nemenyi's test cannot tell."
+    yield _rendered(figure, "critical_difference", "ranks", text)
+
+
+def _new_figure(width: float, height: float) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots()
+
+
+def _rendered(figure: Figure, name: str, section: str, caption: str) -> ReportFigure:
+    contents = []
+    for kind in ("svg", "png"):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=kind, dpi=120)
+        contents.append(buffer.getvalue())
+    return ReportFigure(name, section, caption.strip(), *contents)
+
+
+def _file_name(text: str) -> str:
+    return "".join(char if char.isalnum() or char in "._-" else "_" for char in text)
+
+
+def _summary_with_differences(comparison: Comparison) -> pd.DataFrame:
+    key = ["dataset", "metric", "label", "method"]
+    differences = comparison.differences.rename(columns={"cases": "paired_cases"})
+    return comparison.summary.merge(differences, on=key, how="left")
+
+
+def ranking_rows(comparison: Comparison, dataset: str) -> list[dict[str, Any]]:
+    """The ranking table of a data set, ready to be shown: a row for each method, the best first."""
+    primary, label = comparison.settings.primary, comparison.main_label
+    chosen = (comparison.ranking["dataset"] == dataset) & (comparison.ranking["metric"] == primary)
+    ranking = comparison.ranking[chosen].set_index("method")
+    summary = comparison.summary[
+        (comparison.summary["dataset"] == dataset) & (comparison.summary["label"] == label)
+    ].set_index(["metric", "method"])
+    rows = []
+    for method in ranking.index:
+        is_baseline = method == comparison.settings.baseline
+        test = None if is_baseline else comparison.difference(dataset, method)
+        rows.append(
+            {
+                "method": method,
+                "baseline": is_baseline,
+                "rank": f"{ranking.loc[method, 'mean_rank']:.2f}",
+                "first": _percent(float(str(ranking.loc[method, "first"]))),
+                "value": _with_interval(summary.loc[(primary, method)], "mean", ".3f"),
+                "difference": "–" if test is None else _with_interval(test, "difference", "+.3f"),
+                "p": "–" if test is None else format_p(float(test["p_holm"])),
+                "effect": "–" if test is None else f"{test['effect']:+.2f}",
+                "wins": "–" if test is None else f"{test['better']} : {test['worse']}",
+                "others": {
+                    metric: f"{summary.loc[(metric, method), 'mean']:.3f}"
+                    for metric in comparison.settings.metrics
+                    if metric != primary and (metric, method) in summary.index
+                },
+            }
+        )
+    return rows
+
+
+def _percent(share: float) -> str:
+    return "–" if math.isnan(share) else f"{share:.0%}"
+
+
+def _with_interval(row: pd.Series[Any], name: str, form: str) -> str:
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    interval = "" if math.isnan(low) else f" [{low:{form}}, {high:{form}}]"
+    return f"{row[name]:{form}}{interval}"
+
+
+def _flat_tables(comparison: Comparison) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The ranking table of each data set, as text."""
+    primary = comparison.settings.primary
+    for dataset in comparison.datasets:
+        rows = [
+            {
+                "trainer": row["method"] + (" (baseline)" if row["baseline"] else ""),
+                "mean rank": row["rank"],
+                "first": row["first"],
+                f"{primary} [95 % CI]": row["value"],
+                "difference [95 % CI]": row["difference"],
+                "p (Holm)": row["p"],
+                "effect": row["effect"],
+                "better : worse": row["wins"],
+                **row["others"],
+            }
+            for row in ranking_rows(comparison, dataset)
+        ]
+        yield dataset, pd.DataFrame(rows)
+
+
+def _markdown(comparison: Comparison) -> str:
+    parts = [verdict(comparison)]
+    for dataset, table in _flat_tables(comparison):
+        lines = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
+        rows = "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+        parts += [f"**{dataset}**, {comparison.main_label}", rows]
+    found = caveats(comparison)
+    if found:
+        parts += ["To know before believing it:", "\n".join(f"- {text}" for text in found)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _latex(comparison: Comparison) -> str:
+    return "\n".join(
+        table.fillna("").to_latex(index=False, escape=True, caption=f"{dataset}", position="htbp")
+        for dataset, table in _flat_tables(comparison)
+    )
+
+
+def as_json(comparison: Comparison) -> str:
+    """All tables of a comparison; a missing value is null."""
+    tables = {
+        name: json.loads(getattr(comparison, name).to_json(orient="records")) for name in TABLES
+    }
+    content = {
+        "verdict": verdict(comparison),
+        "caveats": caveats(comparison),
+        "methods": comparison.methods,
+        "settings": asdict(comparison.settings),
+    }
+    return json.dumps(content | tables, indent=2, ensure_ascii=False)
+
+
+def _page(comparison: Comparison, figures: Iterable[ReportFigure], command: str) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("nnunet_unifiedloss"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["p"] = lambda value: format_p(float(value))
+    environment.filters["number"] = _number
+    sections: dict[str, list[ReportFigure]] = {}
+    for figure in figures:
+        sections.setdefault(figure.section, []).append(figure)
+    return environment.get_template("report.html.j2").render(
+        comparison=comparison,
+        settings=comparison.settings,
+        verdict=verdict(comparison),
+        caveats=caveats(comparison),
+        names=short_names(comparison.methods),
+        rankings={dataset: ranking_rows(comparison, dataset) for dataset in comparison.datasets},
+        metrics=[METRICS[name] for name in comparison.settings.metrics],
+        tables={name: getattr(comparison, name).to_dict("records") for name in TABLES},
+        figures=sections,
+        tests=int(comparison.differences["p"].notna().sum()),
+        versions=_versions(),
+        command=command,
+    )
+
+
+def _number(value: float) -> str:
+    """A number for a table: three decimals, no sign of a missing one but a dash."""
+    return "–" if value is None or math.isnan(value) else f"{value:.3f}"
+
+
+def _versions() -> dict[str, str]:
+    found = {"Python": platform.python_version()}
+    for name in VERSIONS_OF:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

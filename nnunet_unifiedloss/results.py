@@ -1,0 +1,328 @@
+"""nnU-Net's result folders as one tidy table: one row for each case, structure and metric."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from nnunet_unifiedloss.measurement import Labels, MeasuredCase, Progress, Segmentation, measure
+from nnunet_unifiedloss.metrics import COUNTS, counts_to_metrics
+from nnunet_unifiedloss.trainings import (
+    Training,
+    dataset_name,
+    find_trainings,
+    nnunet_folder,
+    read_json,
+    read_summary,
+    state,
+)
+
+__all__ = ["COLUMNS", "EMPTY_CHOICES", "REFERENCE_VOLUME", "Results", "collect", "select_trainings"]
+
+COLUMNS = [
+    *("dataset", "configuration", "plans", "trainer", "method", "fold"),
+    *("case", "label", "metric", "value"),
+]
+EMPTY_CHOICES = ("worst", "nan")
+REFERENCE_VOLUME = "ReferenceVolume"
+
+
+@dataclass
+class Results:
+    """What nnU-Net's trainings left.
+
+    Attributes:
+        table: One row for each case, structure (label or region) and metric, with the columns of
+            :data:`COLUMNS` and one for each parameter of the trainers. ``method`` is what is
+            compared: the trainer, with its plans and configuration where there are several.
+        trainings: The trainings that it comes from, and the method that each belongs to.
+        problems: Cases that are left out, each with the reason and the remedy.
+        notes: What else a reader must know.
+    """
+
+    table: pd.DataFrame
+    trainings: dict[Training, str]
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def select_trainings(
+    datasets: Sequence[str | int],
+    configurations: Sequence[str],
+    trainers: Sequence[str] | None = None,
+    plans: Sequence[str] = ("nnUNetPlans",),
+    folds: Sequence[str | int] = (0, 1, 2, 3, 4),
+) -> tuple[list[Training], list[str]]:
+    """The trainings to compare: finished on every requested fold of every data set.
+
+    Args:
+        datasets: Numbers or names.
+        configurations: Names of configurations.
+        trainers: Names of trainers, or None for all that finished.
+        plans: Identifiers of plans.
+        folds: 0 to 4, or ``all``.
+
+    Returns:
+        The trainings, sorted, and a note for each trainer that is left out.
+
+    Raises:
+        ValueError: A trainer that was asked for, or every one, has not finished; the message says
+            which folds are missing.
+    """
+    results = nnunet_folder("nnUNet_results")
+    names = [dataset_name(dataset) for dataset in datasets]
+    wanted = {
+        (dataset, configuration, identifier, str(fold))
+        for dataset in names
+        for configuration in configurations
+        for identifier in plans
+        for fold in folds
+    }
+    candidates: dict[str, list[Training]] = {trainer: [] for trainer in trainers or ()}
+    for training in (item for name in names for item in find_trainings(results, name)):
+        place = training.dataset, training.configuration, training.plans, training.fold
+        if place in wanted and (trainers is None or training.trainer in candidates):
+            candidates.setdefault(training.trainer, []).append(training)
+    finished = {
+        trainer: [item for item in found if state(item.folder(results)) == "finished"]
+        for trainer, found in candidates.items()
+    }
+    missing = {
+        trainer: f"{trainer}: not finished on {_unfinished(wanted, found)}"
+        + "".join(_unreadable_summaries(set(candidates[trainer]) - set(found), results))
+        for trainer, found in finished.items()
+        if len(found) < len(wanted)
+    }
+    if (trainers is not None and missing) or len(missing) == len(finished):
+        raise ValueError(_nothing_to_compare(missing, results, names, configurations, plans))
+    chosen = [item for trainer in finished if trainer not in missing for item in finished[trainer]]
+    return sorted(chosen), [f"left out: {text}" for text in sorted(missing.values())]
+
+
+def _unfinished(wanted: Iterable[tuple[str, ...]], found: Collection[Training]) -> str:
+    done = {(item.dataset, item.configuration, item.plans, item.fold) for item in found}
+    folds: dict[str, list[str]] = {}
+    for dataset, configuration, plans, fold in sorted(set(wanted) - done):
+        folds.setdefault(f"{dataset} {configuration} {plans}", []).append(fold)
+    return "; ".join(f"{place} fold {' '.join(numbers)}" for place, numbers in folds.items())
+
+
+def _unreadable_summaries(trainings: Iterable[Training], results: Path) -> Iterator[str]:
+    for training in sorted(trainings):
+        try:
+            read_summary(training.folder(results) / "validation" / "summary.json")
+        except FileNotFoundError:
+            continue
+        except ValueError as error:
+            yield f"; {error}"
+
+
+def _nothing_to_compare(
+    missing: Mapping[str, str],
+    results: Path,
+    datasets: Sequence[str],
+    configurations: Sequence[str],
+    plans: Sequence[str],
+) -> str:
+    where = f"{', '.join(datasets)}, -c {' '.join(configurations)}, -p {' '.join(plans)}"
+    details = "".join(f"\n  {text}" for text in missing.values()) or f" (looked in {results})"
+    return (
+        f"no finished training to compare on {where}{details}\n"
+        "A training is finished when its validation/summary.json is complete. Remedy: finish it "
+        "with nnUNetv2_train … --c, or compare fewer folds (-f) or other trainers (-tr)"
+    )
+
+
+def collect(
+    trainings: Sequence[Training],
+    *,
+    tolerance: float | None = None,
+    empty: str = "worst",
+    processes: int = 1,
+    progress: Progress | None = None,
+) -> Results:
+    """Read and measure the validation results of trainings.
+
+    nnU-Net's counts are those of its ``summary.json``; distances and lesions are measured on the
+    segmentations (:func:`~nnunet_unifiedloss.measurement.measure`).
+
+    Args:
+        trainings: Finished trainings.
+        tolerance: Of the normalised surface distance in mm; the largest spacing of each image if
+            None.
+        empty: What a distance is where only the reference or only the prediction is empty:
+            ``worst``, the diagonal of the image, or ``nan``, left out.
+        processes: Number of processes that measure.
+        progress: Called with how many cases are measured and how many there are.
+
+    Returns:
+        The table and what was left out of it.
+
+    Raises:
+        ValueError: ``empty`` or ``tolerance`` make no sense, or a training's folder lacks a file.
+    """
+    if empty not in EMPTY_CHOICES:
+        raise ValueError(f"empty must be one of {', '.join(EMPTY_CHOICES)}, got {empty!r}")
+    if tolerance is not None and not (tolerance >= 0 and math.isfinite(tolerance)):
+        raise ValueError(f"tolerance must be a distance in mm ≥ 0, got {tolerance}")
+    root = nnunet_folder("nnUNet_results")
+    several = len({(item.configuration, item.plans) for item in trainings}) > 1
+    methods = {item: item.model if several else item.trainer for item in trainings}
+    cases = {training: _validated_cases(training, root) for training in trainings}
+    segmentations = [case.segmentation for found in cases.values() for case in found]
+    measured = measure(segmentations, tolerance=tolerance, processes=processes, progress=progress)
+    rows: list[tuple[Any, ...]] = []
+    problems: list[str] = []
+    for training, found in cases.items():
+        place = training.dataset, training.configuration, training.plans, training.trainer
+        for case in found:
+            values = measured[case.segmentation.prediction]
+            problem = values.error or _disagreement(case, values)
+            if problem:
+                problems.append(problem)
+                continue
+            rows += [
+                (*place, methods[training], training.fold, case.name, *row)
+                for row in _metric_rows(case, values, empty)
+            ]
+    table = pd.DataFrame(rows, columns=COLUMNS).astype({"value": float})
+    notes = []
+    if any(training.fold == "all" for training in trainings):
+        notes.append("fold all is validated on the cases it was trained on: no estimate for others")
+    parameters = _parameter_columns({training.trainer for training in trainings})
+    return Results(table.merge(parameters, on="trainer", how="left"), methods, problems, notes)
+
+
+@dataclass(frozen=True)
+class _ValidatedCase:
+    """One case of a validation: its files and nnU-Net's counts by structure."""
+
+    name: str
+    segmentation: Segmentation
+    counts: dict[str, dict[str, float]]
+    summary: Path
+
+
+def _validated_cases(training: Training, root: Path) -> list[_ValidatedCase]:
+    folder = training.folder(root)
+    path = folder / "validation" / "summary.json"
+    labels, ending = read_labels(folder.parent)
+    by_values = {values: name for name, values in labels.structures.items()}
+    references = reference_folders(training.dataset)
+    cases = []
+    for entry in read_summary(path)["metric_per_case"]:
+        name = re.split(r"[/\\]", entry["prediction_file"])[-1].removesuffix(ending)
+        found = {_label_values(key): counts for key, counts in entry["metrics"].items()}
+        if found.keys() != by_values.keys():
+            raise ValueError(
+                f"{path}: structures {', '.join(entry['metrics'])} are not those of "
+                f"{folder.parent / 'dataset.json'}; remedy: nnUNetv2_train … --val writes it again"
+            )
+        counts = {by_values[values]: item for values, item in found.items()}
+        reference = first_existing(folder / (name + ending) for folder in references)
+        files = Segmentation(path.with_name(name + ending), reference, labels)
+        cases.append(_ValidatedCase(name, files, counts, path))
+    return cases
+
+
+def read_labels(model: Path) -> tuple[Labels, str]:
+    """The structures of a trained model and the ending of its files."""
+    dataset, plans = _read_model_file(model, "dataset.json"), _read_model_file(model, "plans.json")
+    named = {name: _label_values(value) for name, value in dataset["labels"].items()}
+    ignored = named.pop("ignore", None)
+    structures = {name: values for name, values in named.items() if values != (0,)}
+    labels = Labels(structures, ignored[0] if ignored else None, plans["image_reader_writer"])
+    return labels, dataset["file_ending"]
+
+
+def _read_model_file(model: Path, name: str) -> dict[str, Any]:
+    path = model / name
+    if not path.is_file():
+        raise ValueError(
+            f"{path}: there is no such file, though nnU-Net writes it beside every training; "
+            "remedy: copy it from nnUNet_preprocessed"
+        )
+    return dict(read_json(path))
+
+
+def _label_values(label: object) -> tuple[int, ...]:
+    """The values of a label or region, as spelt in ``dataset.json`` or ``summary.json``.
+
+    Example:
+        >>> _label_values("(2, 1)"), _label_values([2, 1]), _label_values(3)
+        ((1, 2), (1, 2), (3,))
+    """
+    return tuple(sorted(int(value) for value in re.findall(r"\d+", str(label))))
+
+
+def reference_folders(dataset: str) -> list[Path]:
+    """Where nnU-Net may have the references of a data set, the best place first."""
+    raw = os.environ.get("nnUNet_raw")
+    folders = [nnunet_folder("nnUNet_preprocessed") / dataset / "gt_segmentations"]
+    return folders + ([Path(raw) / dataset / "labelsTr"] if raw else [])
+
+
+def first_existing(paths: Iterable[Path]) -> Path:
+    """The first path that exists, or else the first."""
+    candidates = list(paths)
+    return next((path for path in candidates if path.is_file()), candidates[0])
+
+
+def _disagreement(case: _ValidatedCase, measured: MeasuredCase) -> str:
+    """Why nnU-Net's counts cannot be those of this segmentation, or nothing."""
+    for name, counts in case.counts.items():
+        for count in ("TP", "FP", "FN"):
+            found = measured.metrics[name][count]
+            if counts[count] != found:
+                return (
+                    f"{case.summary}: says {count} = {counts[count]:g} for {name} of {case.name}, "
+                    f"but {case.segmentation.prediction} has {found:g}; remedy: nnUNetv2_train … "
+                    "--val writes both again"
+                )
+    return ""
+
+
+def _metric_rows(
+    case: _ValidatedCase, measured: MeasuredCase, empty: str
+) -> list[tuple[str, str, float]]:
+    rows = []
+    for name, counts in case.counts.items():
+        numbers = {count: float(counts[count]) for count in COUNTS}
+        distances = {key: measured.metrics[name][key] for key in ("NSD", "HD95", "ASD")}
+        worst = measured.diagonal if empty == "worst" else math.nan
+        values = numbers | counts_to_metrics(numbers)
+        values |= {key: worst if value == math.inf else value for key, value in distances.items()}
+        values |= {
+            key: value for key, value in measured.metrics[name].items() if key.startswith("Lesion")
+        }
+        values[REFERENCE_VOLUME] = numbers["n_ref"] * measured.voxel
+        rows += [(name, metric, value) for metric, value in values.items()]
+    return rows
+
+
+def _parameter_columns(trainers: Iterable[str]) -> pd.DataFrame:
+    """What the names of trainers say: the loss, its parameters and the schedule, a row for each."""
+    from nnunet_unifiedloss.naming import TrainerNameError, parse
+
+    rows = []
+    for trainer in sorted(trainers):
+        row: dict[str, Any] = {"trainer": trainer}
+        try:
+            name = parse(trainer)
+        except TrainerNameError:
+            rows.append(row)
+            continue
+        row["loss"] = name.loss.__name__
+        schedule = {"base": name.base, "lr": name.learning_rate}
+        schedule |= {"epochs": name.epochs, "iters": name.iterations}
+        row |= {key: value for key, value in schedule.items() if value is not None}
+        row |= name.loss.defaults() | name.parameters
+        rows.append(row)
+    return pd.DataFrame(rows)
