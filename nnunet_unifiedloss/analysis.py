@@ -123,7 +123,7 @@ def summary_table(cases: pd.DataFrame, settings: Settings) -> pd.DataFrame:
 def difference_table(cases: pd.DataFrame, settings: Settings) -> pd.DataFrame:
     """Every method beside the baseline, with Holm's adjustment over all of these comparisons."""
     rows: list[dict[str, Any]] = []
-    for place, scores in _groups(cases):
+    for place, scores in _groups(cases) if cases.shape[1] > 1 else ():
         baseline = scores[settings.baseline].to_numpy()
         others = scores.drop(columns=settings.baseline)
         paired = others.to_numpy() - baseline[:, None]

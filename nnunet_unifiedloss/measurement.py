@@ -252,8 +252,12 @@ def geometry_error(reference: Mapping[str, Any], prediction: Mapping[str, Any]) 
     named += [(name, ours[name], theirs[name]) for name in ("origin", "direction") if name in ours]
     for name, expected, found in named:
         if len(expected) != len(found) or not np.allclose(expected, found, rtol=1e-3, atol=1e-3):
-            return f"{name} {tuple(found)} instead of {tuple(expected)}"
+            return f"{name} {_numbers(found)} instead of {_numbers(expected)}"
     return ""
+
+
+def _numbers(values: Iterable[float]) -> str:
+    return f"({', '.join(f'{value:g}' for value in values)})"
 
 
 class _Cache:

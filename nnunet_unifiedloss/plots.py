@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogFormatter
 
 from nnunet_unifiedloss.analysis import ALL_LABELS
 from nnunet_unifiedloss.comparison import Comparison
@@ -157,6 +158,8 @@ def plot_sizes(
         ax.errorbar(centre * shift, middle, yerr=np.abs(limits - middle), **style)
     ax.axhline(0, color="0.5", lw=1)
     ax.set_xscale("log")
+    for formatter in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
+        formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.5)))
     ax.set_xlabel(f"size of {label} in the reference, mm³")
     ax.set_ylabel(f"{comparison.settings.primary} − {names[baseline]}")
     ax.legend(fontsize="small")
@@ -245,10 +248,10 @@ def plot_worst_case(
     picture = worst_case_picture(comparison, method, _dataset(comparison, dataset))
     ax.imshow(picture.pixels, interpolation="nearest", aspect=picture.aspect)
     ax.set_axis_off()
-    ax.set_title(picture.title, fontsize="medium")
+    ax.set_title(picture.title, fontsize="medium", pad=20)
     width = picture.pixels.shape[1] / len(picture.panels)
     for index, panel in enumerate(picture.panels):
-        ax.text((index + 0.5) * width, -0.5, panel, ha="center", va="bottom", fontsize="small")
+        ax.text((index + 0.5) * width, -1, panel, ha="center", va="bottom", fontsize="small")
     return ax
 
 

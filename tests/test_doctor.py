@@ -184,7 +184,7 @@ def test_a_folder_on_a_read_only_file_system(environment, monkeypatch):
     real = doctor.tempfile.TemporaryFile
 
     def refuse(*arguments, **keywords):
-        if keywords.get("dir") == os.environ["nnUNet_results"]:  # noqa: SIM112
+        if keywords.get("dir") == os.environ["nnUNet_results"]:
             raise OSError(30, "Read-only file system")
         return real(*arguments, **keywords)
 
