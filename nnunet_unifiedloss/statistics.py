@@ -28,6 +28,7 @@ Array = npt.NDArray[np.float64]
 LEVEL = 0.05
 # with five pairs the exact two-sided Wilcoxon test cannot go below 2 · 2⁻⁵ = 0.0625
 FEWEST_PAIRS = 6
+MOST_ENUMERATED = 13
 
 
 class Resamples:
@@ -135,9 +136,17 @@ def paired_test(method: Array, baseline: Array) -> PairedTest:
 def _wilcoxon(differences: Array) -> float:
     if len(differences) < FEWEST_PAIRS:
         return math.nan
-    if not differences.any():
+    if np.count_nonzero(differences) < 2:
         return 1.0
-    return float(stats.wilcoxon(differences, zero_method="wilcox").pvalue)
+    if len(differences) > MOST_ENUMERATED:
+        return float(stats.wilcoxon(differences, zero_method="wilcox").pvalue)
+    differences = differences[differences != 0]
+    # all signs of the ranks, as SciPy does with ties among so few, but at once
+    signed_ranks = stats.rankdata(np.abs(differences)) * np.sign(differences)
+    result = stats.permutation_test(
+        (signed_ranks,), np.sum, permutation_type="samples", vectorized=True, n_resamples=np.inf
+    )
+    return float(result.pvalue)
 
 
 def rank_biserial(differences: Array) -> float:

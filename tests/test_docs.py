@@ -39,6 +39,17 @@ def test_commands_exist(page, capsys):
 
 
 @pages
+def test_flags_of_compare_exist(page, capsys):
+    with pytest.raises(SystemExit):
+        main(["compare", "--help"])
+    known = capsys.readouterr().out
+    text = page.read_text(encoding="utf-8")
+    for line in re.findall(r"nnunet-unifiedloss compare ([^`#\n]*)", text):
+        for flag in re.findall(r"(?<![\w-])--?[a-z]\w*", line):
+            assert flag in known, flag
+
+
+@pages
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
         assert target.startswith("http") or (page.parent / target).exists(), target

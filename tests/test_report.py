@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -35,14 +36,15 @@ def made(tmp_path_factory) -> ResultsFolder:
     return folder
 
 
-@pytest.fixture
-def folders(made, monkeypatch) -> ResultsFolder:
-    for name, value in made.environment().items():
-        monkeypatch.setenv(name, value)
-    return made
+@pytest.fixture(scope="module")
+def folders(made) -> Iterator[ResultsFolder]:
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in made.environment().items():
+            environment.setenv(name, value)
+        yield made
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def comparison(folders) -> Comparison:
     return compare([4], folds=[0, 1])
 

@@ -71,6 +71,15 @@ def test_wilcoxon_agrees_with_scipy(seed):
     assert test.smaller == np.sum(first < second)
 
 
+@pytest.mark.parametrize("cases", [6, 9, 13, 14])
+def test_wilcoxon_with_ties_and_zeros_agrees_with_scipy(cases):
+    generator = np.random.default_rng(cases)
+    for _ in range(5):
+        differences = generator.integers(-2, 4, cases).astype(float)
+        expected = stats.wilcoxon(differences).pvalue if differences.any() else 1
+        assert paired_test(differences, np.zeros(cases)).p == pytest.approx(expected)
+
+
 def test_wilcoxon_agrees_with_counting_all_signs():
     differences = np.array([0.3, -0.1, 0.25, 0.5, 0.6, -0.2, 0.4])
     weights = stats.rankdata(np.abs(differences))
