@@ -29,13 +29,14 @@ __all__ = [
     "difference_table",
     "empties_table",
     "friedman_table",
+    "overall_table",
     "paired_scores",
     "ranking_table",
     "size_tables",
     "summary_table",
 ]
 
-ALL_LABELS = "mean"  # the mean over the structures of a case
+ALL_LABELS = "foreground mean"  # over the structures of a case; nnU-Net's word for it
 CASES_PER_STRATUM = 10
 MOST_STRATA = 4
 STRATUM_COLUMNS = ["stratum", "strata", "cases", "size_low", "size_high"]
@@ -155,15 +156,21 @@ def difference_table(cases: pd.DataFrame, settings: Settings) -> pd.DataFrame:
 
 
 def ranking_table(cases: pd.DataFrame, settings: Settings) -> pd.DataFrame:
-    """Mean rank over the cases, for each metric on the main label."""
+    """Mean rank over the cases, for each metric on the main label.
+
+    Raises:
+        ValueError: A method has no value of the primary metric on any case of a data set.
+    """
     labels = cases.index.unique("label")
     label = ALL_LABELS if ALL_LABELS in labels else labels[0]
     rows = []
     for place, scores in _groups(cases):
-        if place["label"] != label:
+        if len(labels) > 1 and place["label"] != label:
             continue
         of_cases = ranks(complete(scores.to_numpy()), METRICS[place["metric"]].higher_is_better)
         if not len(of_cases):
+            if place["metric"] == settings.primary:
+                raise ValueError(_unrankable(scores, place))
             continue
         means = _resamples(len(of_cases), settings).means(of_cases)
         ranked = pd.DataFrame(
@@ -175,9 +182,42 @@ def ranking_table(cases: pd.DataFrame, settings: Settings) -> pd.DataFrame:
             }
         )
         rows.append(ranked.assign(**place).sort_values("mean_rank", kind="stable"))
-    if not rows:
-        raise ValueError("no case has a value for every method: every structure is absent in both")
     return _ordered(pd.concat(rows, ignore_index=True))
+
+
+def _unrankable(scores: pd.DataFrame, place: dict[str, str]) -> str:
+    silent = [str(method) for method in scores.columns[scores.isna().all()]]
+    who = ", ".join(silent) or "every method"
+    return (
+        f"{place['dataset']}: no case has a value of {place['metric']} for every method, so they "
+        f"cannot be ranked by it; without any: {who} (a structure that is absent from reference "
+        "and prediction has no value, and none that is not predicted has a precision); remedy: "
+        "name another metric first with --metrics, or leave them out with -tr"
+    )
+
+
+def overall_table(dataset_ranks: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+    """Mean over the data sets of the rank on each, how often first, and Friedman's test.
+
+    The data sets are the unit: they are what is ranked on and resampled (Demšar 2006).
+
+    Args:
+        dataset_ranks: Mean rank over the cases, shape (data sets, methods).
+        settings: How the comparison is made.
+    """
+    of_sets = ranks(dataset_ranks.to_numpy(), higher_is_better=False)
+    means = _resamples(len(of_sets), settings).means(of_sets)
+    statistic, p = friedman_test(of_sets)
+    return pd.DataFrame(
+        {
+            "method": dataset_ranks.columns,
+            "data_sets": len(of_sets),
+            "mean_rank": of_sets.mean(axis=0),
+            "first": share_first(means) if len(of_sets) >= FEWEST_PAIRS else math.nan,
+            "friedman_statistic": statistic,
+            "friedman_p": p,
+        }
+    )
 
 
 def friedman_table(cases: pd.DataFrame) -> pd.DataFrame:
@@ -258,7 +298,7 @@ def empties_table(table: pd.DataFrame) -> pd.DataFrame:
     return found.groupby(level=place).sum().reset_index()
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=2)  # of 1,000 cases each takes 40 MB
 def _resamples(cases: int, settings: Settings) -> Resamples:
     return Resamples(cases, settings.samples, settings.seed)
 

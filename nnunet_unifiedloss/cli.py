@@ -269,8 +269,10 @@ def _compare(arguments: argparse.Namespace) -> int:
     from rich.progress import MofNCompleteColumn, Progress
 
     from nnunet_unifiedloss.comparison import compare
-    from nnunet_unifiedloss.report import as_json, write_report
+    from nnunet_unifiedloss.report import as_json, check_report_folder, write_report
 
+    if arguments.o is not None:
+        check_report_folder(arguments.o)
     with Progress(
         *Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True)
     ) as bars:

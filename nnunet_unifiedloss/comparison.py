@@ -14,6 +14,7 @@ from nnunet_unifiedloss.analysis import (
     difference_table,
     empties_table,
     friedman_table,
+    overall_table,
     paired_scores,
     ranking_table,
     size_tables,
@@ -22,6 +23,7 @@ from nnunet_unifiedloss.analysis import (
 from nnunet_unifiedloss.curves import training_curves
 from nnunet_unifiedloss.measurement import Progress
 from nnunet_unifiedloss.metrics import METRICS
+from nnunet_unifiedloss.naming import loss_of
 from nnunet_unifiedloss.results import (
     REFERENCE_VOLUME,
     Results,
@@ -30,8 +32,6 @@ from nnunet_unifiedloss.results import (
 )
 
 __all__ = ["Comparison", "analyse", "compare"]
-
-HOST_TRAINER = "nnUNetTrainer"
 
 
 @dataclass
@@ -47,6 +47,7 @@ class Comparison:
         summary: Mean with its interval, median and quartiles.
         differences: Paired differences to the baseline with interval, test and effect size.
         ranking: Mean rank over the cases and how often each is first under bootstrap.
+        overall: The same over the data sets.
         friedman: Friedman's test over all methods.
         strata: Differences to the baseline by size of the structure.
         sizes: Rank correlation of that difference with the logarithm of the size.
@@ -62,6 +63,7 @@ class Comparison:
     summary: pd.DataFrame
     differences: pd.DataFrame
     ranking: pd.DataFrame
+    overall: pd.DataFrame
     friedman: pd.DataFrame
     strata: pd.DataFrame
     sizes: pd.DataFrame
@@ -98,9 +100,13 @@ class Comparison:
     @property
     def dataset_ranks(self) -> pd.DataFrame:
         """Mean rank by the primary metric: one row for each data set, one column a method."""
-        primary = self.ranking[self.ranking["metric"] == self.settings.primary]
-        table = primary.pivot_table(index="dataset", columns="method", values="mean_rank")
-        return table[self.methods]
+        return _dataset_ranks(self.ranking, self.settings)[self.methods]
+
+    def labels_of(self, dataset: str) -> list[str]:
+        """The structures of a data set, the mean over them first."""
+        there = self.cases.index.get_level_values("dataset") == dataset
+        found = set(self.cases.index[there].get_level_values("label"))
+        return [label for label in self.labels if label in found]
 
     def difference(self, dataset: str, method: str) -> pd.Series[Any]:
         """The row of ``differences`` that methods are judged by: primary metric, main label."""
@@ -137,8 +143,8 @@ def compare(
         trainers: Names of trainers; all that finished if None.
         plans: Identifiers of plans.
         folds: 0 to 4, or ``all``.
-        baseline: The trainer that the others are compared with; ``nnUNetTrainer`` if it is there,
-            else the first.
+        baseline: The trainer that the others are compared with; by default ``nnUNetTrainer``, else
+            another one of nnU-Net's own, else the first.
         metrics: Names of :data:`~nnunet_unifiedloss.metrics.METRICS`, the one to rank by first;
             all of them, ranked by Dice, if None.
         tolerance: Of the normalised surface distance in mm; the largest spacing of each image if
@@ -219,10 +225,14 @@ def analyse(
     methods = sorted(table["method"].unique())
     name = _baseline(baseline, results.table, methods)
     settings = Settings(name, tuple(present), tolerance, empty, samples, seed)
+    if baseline is None and name != "nnUNetTrainer" and len(methods) > 1:
+        results.notes.append(f"the baseline is {name}; --baseline names another")
     cases = paired_scores(table, present)
     ranking = ranking_table(cases, settings)
-    order = ranking[ranking["metric"] == settings.primary].groupby("method")["mean_rank"].mean()
-    methods = list(order.sort_values(kind="stable").index)
+    overall = overall_table(_dataset_ranks(ranking, settings), settings)
+    means = _dataset_ranks(ranking, settings).mean()
+    order = overall.assign(tie=overall["method"].map(means)).sort_values(["mean_rank", "tie"])
+    methods = list(order["method"])
     volumes = paired_scores(table, [REFERENCE_VOLUME]).mean(axis=1).droplevel(["metric"])
     strata, sizes = size_tables(cases, volumes, settings)
     return Comparison(
@@ -233,6 +243,7 @@ def analyse(
         summary=summary_table(cases[methods], settings),
         differences=difference_table(cases[methods], settings),
         ranking=ranking,
+        overall=order.drop(columns="tie").reset_index(drop=True),
         friedman=friedman_table(cases),
         strata=strata,
         sizes=sizes,
@@ -241,10 +252,16 @@ def analyse(
     )
 
 
+def _dataset_ranks(ranking: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+    primary = ranking[ranking["metric"] == settings.primary]
+    return primary.pivot_table(index="dataset", columns="method", values="mean_rank")
+
+
 def _baseline(asked: str | None, table: pd.DataFrame, methods: Sequence[str]) -> str:
     if asked is None:
-        host = table.loc[table["trainer"] == HOST_TRAINER, "method"].unique()
-        return str(host[0]) if len(host) else methods[0]
+        ours = table["trainer"].map(lambda trainer: loss_of(trainer) is not None)
+        host = table[~ours].sort_values("trainer", key=lambda names: names.str.len())
+        return str(host["method"].iloc[0]) if len(host) else methods[0]
     if asked in methods:
         return asked
     named = sorted(table.loc[table["trainer"] == asked, "method"].unique())

@@ -14,7 +14,7 @@ from nnunet_unifiedloss.trainings import Training, nnunet_folder
 __all__ = ["read_epochs", "training_curves"]
 
 _EPOCH = re.compile(r": Epoch (\d+)\s*$")
-_LOSS = re.compile(r": (train_loss|val_loss) (\S+)\s*$")
+_LOSS = re.compile(r": (train_loss|val_loss) (nan|-?inf|-?\d+\.?\d*(?:e[+-]?\d+)?)\s*$", re.I)
 _PSEUDO_DICE = re.compile(r": Pseudo dice \[(.*)\]\s*$")
 # a NumPy scalar is printed as np.float32(0.5) or, by older releases, as 0.5
 _SCORE = re.compile(r"(?:np\.\w+\()?(nan|\d+\.?\d*(?:e[+-]?\d+)?)\)?", re.IGNORECASE)

@@ -183,11 +183,11 @@ def _measure_one(
     metrics = {}
     for name, predicted in prediction.structures(item.labels, reference.ignored).items():
         expected = structures[name]
-        true_positives = int(np.count_nonzero(expected.mask & predicted.mask))
+        true_positives = int(np.count_nonzero(expected.mask & expected.overlap(predicted)))
         metrics[name] = structure_metrics(expected, predicted, tolerance) | {
             "TP": true_positives,
-            "FP": int(np.count_nonzero(predicted.mask)) - true_positives,
-            "FN": int(np.count_nonzero(expected.mask)) - true_positives,
+            "FP": predicted.size - true_positives,
+            "FN": expected.size - true_positives,
         }
     return MeasuredCase(metrics, math.prod(reference.steps), reference.diagonal)
 
@@ -248,8 +248,13 @@ def geometry_error(reference: Mapping[str, Any], prediction: Mapping[str, Any]) 
         'spacing (3, 1, 1.5) instead of (3, 1, 1)'
     """
     named = [("spacing", reference["spacing"], prediction["spacing"])]
-    ours, theirs = reference.get("sitk_stuff", {}), prediction.get("sitk_stuff", {})
-    named += [(name, ours[name], theirs[name]) for name in ("origin", "direction") if name in ours]
+    for reader in ("sitk_stuff", "nibabel_stuff"):
+        ours, theirs = reference.get(reader, {}), prediction.get(reader, {})
+        named += [
+            (name.replace("_", " "), np.ravel(ours[name]), np.ravel(theirs[name]))
+            for name in ("origin", "direction", "original_affine")
+            if name in ours and name in theirs
+        ]
     for name, expected, found in named:
         if len(expected) != len(found) or not np.allclose(expected, found, rtol=1e-3, atol=1e-3):
             return f"{name} {_numbers(found)} instead of {_numbers(expected)}"
@@ -277,9 +282,10 @@ class _Cache:
         for item in segmentations:
             self._keys[item.prediction] = key = _key(item, tolerance)
             folder = item.prediction.parent
-            entries = self._entries.setdefault(folder, _read_cache(folder / CACHE_NAME))
-            entry = entries.get(item.prediction.name, {})
-            if entry.get("key") == key:
+            if folder not in self._entries:
+                self._entries[folder] = _read_cache(folder / CACHE_NAME)
+            entry = self._entries[folder].get(item.prediction.name)
+            if isinstance(entry, dict) and entry.get("key") == key:
                 case = entry["metrics"], entry["voxel"], entry["diagonal"]
                 self.known[item.prediction] = MeasuredCase(*case)
 
@@ -328,4 +334,5 @@ def _read_cache(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     known = isinstance(content, dict) and content.get("version") == CACHE_VERSION
-    return dict(content["cases"]) if known else {}
+    cases = content.get("cases") if known else None
+    return cases if isinstance(cases, dict) else {}

@@ -118,16 +118,16 @@ class Structure:
         shape = [mask.shape[axis] for axis in axes]
         self.spacing = np.asarray([spacing[axis] for axis in axes], dtype=float)
         ignored = np.zeros_like(mask) if ignored is None else ignored
-        self.mask: Mask = (mask & ~ignored).reshape(shape)
-        self.empty = not self.mask.any()
-        self.box = _box_around(self.mask)
-        inside = self.mask[self.box]
+        counted: Mask = (mask & ~ignored).reshape(shape)
+        self.box = _box_around(counted)
+        self.mask: Mask = counted[self.box].copy()  # only what is in the box is kept
+        self.size = int(np.count_nonzero(self.mask))
         # what lies beyond the box is outside: the box ends at the image, or one voxel off the mask
-        faces = ndimage.generate_binary_structure(inside.ndim, 1)
-        closed = ndimage.binary_erosion(inside | ignored.reshape(shape)[self.box], faces)
+        faces = ndimage.generate_binary_structure(self.mask.ndim, 1)
+        closed = ndimage.binary_erosion(self.mask | ignored.reshape(shape)[self.box], faces)
         offset = np.array([part.start for part in self.box])
-        self.surface = (np.argwhere(inside & ~closed) + offset) * self.spacing
-        self.lesions, self.lesion_count = ndimage.label(inside, np.ones((3,) * inside.ndim))
+        self.surface = (np.argwhere(self.mask & ~closed) + offset) * self.spacing
+        self.lesions, self.lesion_count = ndimage.label(self.mask, np.ones((3,) * self.mask.ndim))
         self._tree: KDTree | None = None
 
     def distances_from(self, points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -136,10 +136,27 @@ class Structure:
             self._tree = KDTree(self.surface)
         return np.asarray(self._tree.query(points)[0])
 
+    def overlap(self, other: Structure) -> Mask:
+        """Where the other structure of the same image is, in this one's box."""
+        there = np.zeros_like(self.mask)
+        common = [
+            (max(a.start, b.start), min(a.stop, b.stop))
+            for a, b in zip(self.box, other.box, strict=True)
+        ]
+        if all(start < stop for start, stop in common):
+            place, source = (
+                tuple(
+                    slice(start - part.start, stop - part.start)
+                    for (start, stop), part in zip(common, box, strict=True)
+                )
+                for box in (self.box, other.box)
+            )
+            there[place] = other.mask[source]
+        return there
+
     def lesions_overlapping(self, other: Structure) -> int:
         """How many lesions of this structure share a voxel with the other."""
-        touched = np.unique(self.lesions[other.mask[self.box]])
-        return int(np.count_nonzero(touched))
+        return int(np.count_nonzero(np.unique(self.lesions[self.overlap(other)])))
 
 
 def _box_around(mask: Mask) -> tuple[slice, ...]:
@@ -173,7 +190,8 @@ def structure_metrics(
 
     Returns:
         NSD, HD95, ASD, LesionSensitivity, LesionPrecision and LesionF1. Without any structure all
-        are NaN. Where one of the two has no surface NSD is 0 and the distances are infinite.
+        are NaN. Where one of the two is empty NSD is 0 and the distances are infinite; where one is
+        not but lies among ignored voxels, without a surface, there is no distance at all: NaN.
 
     Example:
         >>> mask = np.zeros((5, 5), dtype=bool)
@@ -185,9 +203,10 @@ def structure_metrics(
     """
     metrics = _lesion_metrics(reference, prediction)
     surfaces = len(reference.surface), len(prediction.surface)
-    if not any(surfaces):
+    one_is_empty = bool(reference.size) != bool(prediction.size)
+    if not all(surfaces) and not one_is_empty:
         return metrics | dict.fromkeys(("NSD", "HD95", "ASD"), math.nan)
-    if not all(surfaces):
+    if one_is_empty:
         return metrics | {"NSD": 0.0, "HD95": math.inf, "ASD": math.inf}
     from_reference = prediction.distances_from(reference.surface)
     from_prediction = reference.distances_from(prediction.surface)
@@ -206,7 +225,7 @@ def _lesion_metrics(reference: Structure, prediction: Structure) -> dict[str, fl
     right = prediction.lesions_overlapping(reference)
     sensitivity = _ratio(found, reference.lesion_count)
     precision = _ratio(right, prediction.lesion_count)
-    if reference.empty and prediction.empty:
+    if not reference.size and not prediction.size:
         f1 = math.nan
     elif not found:
         f1 = 0.0

@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.patches import Patch
 from matplotlib.ticker import LogFormatter
 
 from nnunet_unifiedloss.analysis import ALL_LABELS
@@ -27,6 +30,7 @@ __all__ = [
 ]
 
 # Okabe and Ito's palette, told apart with any kind of colour vision, black for the baseline
+MANY_COLOURS = tuple(map(to_hex, colormaps["tab20"].colors))  # type: ignore[attr-defined]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 BASELINE_COLOUR = "#000000"
 MARKERS = "osD^vP*X"
@@ -35,7 +39,8 @@ MARKERS = "osD^vP*X"
 def method_colours(comparison: Comparison) -> dict[str, str]:
     """The colour of each method, the same in every figure."""
     others = sorted(set(comparison.methods) - {comparison.settings.baseline})
-    colours = {method: COLOURS[index % len(COLOURS)] for index, method in enumerate(others)}
+    palette = COLOURS if len(others) <= len(COLOURS) else MANY_COLOURS
+    colours = {method: palette[index % len(palette)] for index, method in enumerate(others)}
     return colours | {comparison.settings.baseline: BASELINE_COLOUR}
 
 
@@ -59,9 +64,9 @@ def plot_differences(
         (table["dataset"] == _dataset(comparison, dataset)) & (table["metric"] == settings.primary)
     ]
     methods = [method for method in comparison.methods if method != settings.baseline]
-    labels = comparison.labels
+    labels = comparison.labels_of(_dataset(comparison, dataset))
     for index, label in enumerate(labels):
-        rows = table[table["label"] == label].set_index("method").loc[methods]
+        rows = table[table["label"] == label].set_index("method").reindex(methods)
         places = np.arange(len(methods)) + 0.6 * ((index + 0.5) / len(labels) - 0.5)
         colour = BASELINE_COLOUR if label == ALL_LABELS else COLOURS[index % len(COLOURS)]
         middle = rows["difference"].to_numpy()
@@ -74,12 +79,13 @@ def plot_differences(
             "markersize": 6,
             "lw": 1.5,
         }
-        ax.errorbar(middle, places, xerr=spread, mfc="white", label=label, **style)
+        ax.errorbar(middle, places, xerr=spread, mfc="white", label=plain(label), **style)
         significant = (rows["p_holm"] < LEVEL).to_numpy()
-        ax.plot(middle[significant], places[significant], marker, color=colour, markersize=6)
+        filled = middle[significant], places[significant]
+        ax.plot(*filled, marker, color=colour, markersize=6, zorder=3)  # above the hollow ones
     ax.axvline(0, color="0.5", lw=1)
-    _name_rows(ax, methods, short_names(comparison.methods))
-    baseline = short_names(comparison.methods)[settings.baseline]
+    _name_rows(ax, methods, _names(comparison))
+    baseline = _names(comparison)[settings.baseline]
     ax.set_xlabel(f"difference to {baseline}: {describe_metric(settings.primary)}")
     ax.legend(fontsize="small", title="filled: significant", title_fontsize="small")
     return ax
@@ -114,7 +120,7 @@ def plot_cases(
     spread = np.random.default_rng(0).uniform(-0.2, 0.2, size=len(scores))
     for index, method in enumerate(comparison.methods):
         ax.plot(scores[method], index + spread, ".", color=colours[method], alpha=0.5)
-    _name_rows(ax, comparison.methods, short_names(comparison.methods))
+    _name_rows(ax, comparison.methods, _names(comparison))
     ax.set_xlabel(describe_metric(metric))
     return ax
 
@@ -138,11 +144,12 @@ def plot_sizes(
     """
     ax = _axes(ax)
     dataset = _dataset(comparison, dataset)
-    label = label or next(name for name in reversed(comparison.labels))
+    label = label or comparison.labels_of(dataset)[-1]
     baseline = comparison.settings.baseline
     scores = comparison.scores(dataset, comparison.settings.primary, label)
     sizes = comparison.volumes.xs((dataset, label), level=("dataset", "label"))
-    names, colours = short_names(comparison.methods), method_colours(comparison)
+    names, colours = _names(comparison), method_colours(comparison)
+    spread = (sizes.max() / sizes[sizes > 0].min()) ** 0.04  # of the bars, so that all are seen
     strata = comparison.strata
     strata = strata[(strata["dataset"] == dataset) & (strata["label"] == label)]
     for method in (name for name in comparison.methods if name != baseline):
@@ -153,14 +160,14 @@ def plot_sizes(
         centre = np.sqrt((rows["size_low"] * rows["size_high"]).to_numpy(dtype=float))
         middle = rows["difference"].to_numpy(dtype=float)
         limits = rows[["difference_low", "difference_high"]].to_numpy(dtype=float).T
-        shift = 1 + 0.03 * (list(colours).index(method) - len(colours) / 2)
+        shift = spread ** (list(colours).index(method) / len(colours) - 0.5)
         style: dict[str, Any] = {"fmt": "o-", "color": colour, "capsize": 3, "label": names[method]}
         ax.errorbar(centre * shift, middle, yerr=np.abs(limits - middle), **style)
     ax.axhline(0, color="0.5", lw=1)
     ax.set_xscale("log")
     for formatter in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
         formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.5)))
-    ax.set_xlabel(f"size of {label} in the reference, mm³")
+    ax.set_xlabel(f"size of {plain(label)} in the reference, in the images' unit (mm³)")
     ax.set_ylabel(f"{comparison.settings.primary} − {names[baseline]}")
     ax.legend(fontsize="small")
     return ax
@@ -181,7 +188,7 @@ def plot_curves(
     ax = _axes(ax)
     curves = comparison.curves
     curves = curves[curves["dataset"] == _dataset(comparison, dataset)]
-    names, colours = short_names(comparison.methods), method_colours(comparison)
+    names, colours = _names(comparison), method_colours(comparison)
     for method in comparison.methods:
         rows = curves[curves["method"] == method].groupby("epoch")["pseudo_dice"]
         if not len(rows):
@@ -218,7 +225,7 @@ def plot_critical_difference(comparison: Comparison, *, ax: Axes | None = None) 
             f"(or cases of one), got {len(comparison.methods)} methods and {len(blocks)}"
         )
     ax = _axes(ax)
-    names, colours = short_names(comparison.methods), method_colours(comparison)
+    names, colours = _names(comparison), method_colours(comparison)
     blocks = blocks.rename(columns=names).reset_index(drop=True)
     significance = posthocs.posthoc_nemenyi_friedman(blocks.to_numpy())
     significance.index = significance.columns = blocks.columns
@@ -248,10 +255,12 @@ def plot_worst_case(
     picture = worst_case_picture(comparison, method, _dataset(comparison, dataset))
     ax.imshow(picture.pixels, interpolation="nearest", aspect=picture.aspect)
     ax.set_axis_off()
-    ax.set_title(picture.title, fontsize="medium", pad=20)
+    ax.set_title(plain(picture.title), fontsize="medium", pad=20)
     width = picture.pixels.shape[1] / len(picture.panels)
     for index, panel in enumerate(picture.panels):
         ax.text((index + 0.5) * width, -1, panel, ha="center", va="bottom", fontsize="small")
+    key = [Patch(color=colour, label=plain(name)) for name, colour in picture.colours.items()]
+    ax.legend(handles=key, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return ax
 
 
@@ -265,6 +274,15 @@ def rank_blocks(comparison: Comparison) -> pd.DataFrame:
         table = comparison.scores(dataset, metric, comparison.main_label).dropna()
     table[:] = ranks(table.to_numpy(), higher)
     return table
+
+
+def plain(text: str) -> str:
+    """A name as matplotlib shows it: no formula in it, and never left out of a legend."""
+    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
+
+
+def _names(comparison: Comparison) -> dict[str, str]:
+    return {method: plain(name) for method, name in short_names(comparison.methods).items()}
 
 
 def _axes(ax: Axes | None) -> Axes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import importlib.metadata
 import io
 import json
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import markupsafe
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -29,7 +31,9 @@ from nnunet_unifiedloss.verdict import caveats, format_p, short_names, verdict
 __all__ = ["as_json", "ranking_rows", "write_report"]
 
 VERSIONS_OF = ("nnunet-unifiedloss", "nnunetv2", "torch", "numpy", "scipy", "pandas", "SimpleITK")
-TABLES = ("summary", "differences", "ranking", "friedman", "strata", "sizes", "empties")
+PAGES = ("cases.csv", "summary.csv", "summary.md", "summary.tex", "report.html")
+LIST_NAME = ".written_by_compare"
+TABLES = ("summary", "differences", "ranking", "overall", "friedman", "strata", "sizes", "empties")
 
 
 @dataclass(frozen=True)
@@ -75,12 +79,15 @@ def write_report(comparison: Comparison, folder: Path, command: str = "") -> Pat
     Raises:
         OSError: The folder cannot be written to; an earlier report in it is unchanged.
     """
+    check_report_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     draft = folder / f".draft-{os.getpid()}"
     shutil.rmtree(draft, ignore_errors=True)
     try:
         (draft / "figures").mkdir(parents=True)
         figures = list(_figures(comparison))
+        names = [f"{figure.name}.{kind}" for figure in figures for kind in ("svg", "png")]
+        (draft / "figures" / LIST_NAME).write_text("\n".join(names), encoding="utf-8")
         for figure in figures:
             (draft / "figures" / f"{figure.name}.svg").write_bytes(figure.svg)
             (draft / "figures" / f"{figure.name}.png").write_bytes(figure.png)
@@ -96,13 +103,43 @@ def write_report(comparison: Comparison, folder: Path, command: str = "") -> Pat
     return folder / "report.html"
 
 
+def check_report_folder(folder: Path) -> None:
+    """A ValueError where a report cannot be written because something else is in the way."""
+    for place in (folder, folder / "figures"):
+        if place.exists() and not place.is_dir():
+            raise ValueError(f"{place} is a file, not a folder for a report; remedy: another -o")
+
+
 def _publish(draft: Path, folder: Path) -> None:
-    """Rename what was made into place, the page last."""
-    if (folder / "figures").is_dir():
-        os.replace(folder / "figures", draft / "earlier_figures")
-    os.replace(draft / "figures", folder / "figures")
-    for name in ("cases.csv", "summary.csv", "summary.md", "summary.tex", "report.html"):
-        os.replace(draft / name, folder / name)
+    """Rename what was made into place, the page last; on any trouble put everything back.
+
+    Figures of an earlier report go, known by the list that it left; what else is in the folder
+    stays.
+    """
+    figures = sorted(path.relative_to(draft) for path in (draft / "figures").iterdir())
+    new = [*figures, *(Path(name) for name in PAGES)]
+    written = folder / "figures" / LIST_NAME
+    old = written.read_text(encoding="utf-8").split("\n") if written.is_file() else []
+    stale = [Path("figures", name) for name in old if name and Path("figures", name) not in new]
+    for path in new:
+        if (folder / path).is_dir():
+            raise IsADirectoryError(
+                f"{folder / path} is a folder where the report has a file; remedy: another -o"
+            )
+    (folder / "figures").mkdir(exist_ok=True)
+    earlier = draft / "earlier"
+    (earlier / "figures").mkdir(parents=True)
+    try:
+        for path in [*stale, *new]:
+            if (folder / path).is_file():
+                os.replace(folder / path, earlier / path)
+        for path in new:
+            os.replace(draft / path, folder / path)
+    except BaseException:
+        for path in [*stale, *new]:
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(earlier / path, folder / path)
+        raise
 
 
 def _figures(comparison: Comparison) -> Iterator[ReportFigure]:
@@ -119,14 +156,13 @@ def _figures(comparison: Comparison) -> Iterator[ReportFigure]:
         plots.plot_cases(comparison, dataset=dataset, ax=ax)
         text = "Every case; box: quartiles and median, orange: mean."
         yield _rendered(figure, f"cases{end}", "cases", text + of)
-        for label in [name for name in comparison.labels if name != ALL_LABELS]:
-            if rows < 2 or comparison.scores(dataset, comparison.settings.primary, label).empty:
-                continue
+        labels = [name for name in comparison.labels_of(dataset) if name != ALL_LABELS]
+        for number, label in enumerate(labels if rows > 1 else [], start=1):
             figure, ax = _new_figure(8, 4)
             plots.plot_sizes(comparison, dataset=dataset, label=label, ax=ax)
             text = f"Difference to the baseline by size: {label}. Points: cases; bars: strata."
-            yield _rendered(figure, f"sizes_{_file_name(label)}{end}", "sizes", text + of)
-        if not comparison.curves.empty:
+            yield _rendered(figure, f"sizes_{number}_{_file_name(label)}{end}", "sizes", text + of)
+        if dataset in set(comparison.curves.get("dataset", ())):
             figure, ax = _new_figure(8, 4)
             plots.plot_curves(comparison, dataset=dataset, ax=ax)
             text = "nnU-Net's pseudo-Dice while training, mean and range over the folds."
@@ -135,8 +171,8 @@ def _figures(comparison: Comparison) -> Iterator[ReportFigure]:
             figure, ax = _new_figure(8, 3.2)
             try:
                 plots.plot_worst_case(comparison, method=method, dataset=dataset, ax=ax)
-            except (ValueError, OSError, RuntimeError):
-                continue  # a file that cannot be read is in the caveats; the report goes on
+            except Exception:  # readers raise what they like, and a picture is only a picture
+                continue
             text = f"Worst case of {method}."
             yield _rendered(figure, f"worst_{_file_name(method)}{end}", "worst", text + of)
     figure, ax = _new_figure(8, 1.2 + 0.3 * rows)
@@ -171,7 +207,8 @@ def _file_name(text: str) -> str:
 def _summary_with_differences(comparison: Comparison) -> pd.DataFrame:
     key = ["dataset", "metric", "label", "method"]
     differences = comparison.differences.rename(columns={"cases": "paired_cases"})
-    return comparison.summary.merge(differences, on=key, how="left")
+    table = comparison.summary.merge(differences, on=key, how="left")
+    return table.astype(dict.fromkeys(("paired_cases", "better", "worse"), "Int64"))
 
 
 def ranking_rows(comparison: Comparison, dataset: str) -> list[dict[str, Any]]:
@@ -182,6 +219,8 @@ def ranking_rows(comparison: Comparison, dataset: str) -> list[dict[str, Any]]:
     summary = comparison.summary[
         (comparison.summary["dataset"] == dataset) & (comparison.summary["label"] == label)
     ].set_index(["metric", "method"])
+    empties = comparison.empties[comparison.empties["dataset"] == dataset]
+    counts = empties.groupby("method")[["false_alarm", "missed"]].sum()
     rows = []
     for method in ranking.index:
         is_baseline = method == comparison.settings.baseline
@@ -196,6 +235,8 @@ def ranking_rows(comparison: Comparison, dataset: str) -> list[dict[str, Any]]:
                 "difference": "–" if test is None else _with_interval(test, "difference", "+.3f"),
                 "p": "–" if test is None else format_p(float(test["p_holm"])),
                 "effect": "–" if test is None else f"{test['effect']:+.2f}",
+                "false_alarms": int(counts.loc[method, "false_alarm"]),
+                "missed": int(counts.loc[method, "missed"]),
                 "wins": "–" if test is None else f"{test['better']} : {test['worse']}",
                 "others": {
                     metric: f"{summary.loc[(metric, method), 'mean']:.3f}"
@@ -231,6 +272,8 @@ def _flat_tables(comparison: Comparison) -> Iterator[tuple[str, pd.DataFrame]]:
                 "p (Holm)": row["p"],
                 "effect": row["effect"],
                 "better : worse": row["wins"],
+                "false alarms": row["false_alarms"],
+                "missed": row["missed"],
                 **row["others"],
             }
             for row in ranking_rows(comparison, dataset)
@@ -251,10 +294,37 @@ def _markdown(comparison: Comparison) -> str:
 
 
 def _latex(comparison: Comparison) -> str:
-    return "\n".join(
-        table.fillna("").to_latex(index=False, escape=True, caption=f"{dataset}", position="htbp")
-        for dataset, table in _flat_tables(comparison)
-    )
+    """The same tables for LaTeX, with the shortened names of the trainers."""
+    names = short_names(comparison.methods)
+    parts = ["% needs \\usepackage{booktabs} and \\usepackage{graphicx}"]
+    for dataset, table in _flat_tables(comparison):
+        baseline = comparison.settings.baseline
+        table["trainer"] = [
+            names[name.split(" ")[0]] + (" (baseline)" if name.split(" ")[0] == baseline else "")
+            for name in table["trainer"]
+        ]
+        rows = table.rename(columns=_escaped).map(lambda cell: _escaped(str(cell)))
+        text = rows.to_latex(index=False, escape=False).strip()
+        caption = f"{dataset}, {comparison.main_label}: {verdict(comparison)}"
+        parts.append(
+            "\\begin{table}[htbp]\n\\centering\n"
+            f"\\caption{{{_escaped(caption)}}}\n\\label{{tab:{dataset}}}\n"
+            f"\\resizebox{{\\linewidth}}{{!}}{{%\n{text}\n}}\n\\end{{table}}"
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def _escaped(text: str) -> str:
+    r"""Text for LaTeX.
+
+    Example:
+        >>> print(_escaped("Dataset004_A, 95 % – −1"))
+        Dataset004\_A, 95 \% -- -1
+    """
+    special = {char: f"\\{char}" for char in "&%$#_{}"} | {"\\": r"\textbackslash{}"}
+    special |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--", "−": "-"}
+    special |= {"<": "$<$", ">": "$>$", "γ": r"$\gamma$"}
+    return "".join(special.get(char, char) for char in text)
 
 
 def as_json(comparison: Comparison) -> str:
@@ -281,6 +351,7 @@ def _page(comparison: Comparison, figures: Iterable[ReportFigure], command: str)
     )
     environment.filters["p"] = lambda value: format_p(float(value))
     environment.filters["number"] = _number
+    environment.filters["name"] = _breakable
     sections: dict[str, list[ReportFigure]] = {}
     for figure in figures:
         sections.setdefault(figure.section, []).append(figure)
@@ -303,6 +374,11 @@ def _page(comparison: Comparison, figures: Iterable[ReportFigure], command: str)
 def _number(value: float) -> str:
     """A number for a table: three decimals, no sign of a missing one but a dash."""
     return "–" if value is None or math.isnan(value) else f"{value:.3f}"
+
+
+def _breakable(name: str) -> markupsafe.Markup:
+    """A trainer's name that a browser may break where its parts begin."""
+    return markupsafe.Markup("_<wbr>").join(name.split("_"))
 
 
 def _versions() -> dict[str, str]:

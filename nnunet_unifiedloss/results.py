@@ -77,7 +77,7 @@ def select_trainings(
             which folds are missing.
     """
     results = nnunet_folder("nnUNet_results")
-    names = [dataset_name(dataset) for dataset in datasets]
+    names = sorted({dataset_name(dataset) for dataset in datasets})
     wanted = {
         (dataset, configuration, identifier, str(fold))
         for dataset in names
@@ -193,11 +193,26 @@ def collect(
                 for row in _metric_rows(case, values, empty)
             ]
     table = pd.DataFrame(rows, columns=COLUMNS).astype({"value": float})
+    _check_that_none_is_lost(methods, table, problems)
     notes = []
     if any(training.fold == "all" for training in trainings):
         notes.append("fold all is validated on the cases it was trained on: no estimate for others")
     parameters = _parameter_columns({training.trainer for training in trainings})
     return Results(table.merge(parameters, on="trainer", how="left"), methods, problems, notes)
+
+
+def _check_that_none_is_lost(
+    methods: Mapping[Training, str], table: pd.DataFrame, problems: Sequence[str]
+) -> None:
+    """A method must not drop out of a comparison only because its files cannot be read."""
+    for dataset, method in sorted({(item.dataset, name) for item, name in methods.items()}):
+        here = (table["dataset"] == dataset) & (table["method"] == method)
+        if not here.any():
+            reasons = "".join(f"\n  {problem}" for problem in problems[:5])
+            raise ValueError(
+                f"{method} has no usable case on {dataset}{reasons}\n"
+                "Remedy: mend it, or compare other trainers with -tr"
+            )
 
 
 @dataclass(frozen=True)
@@ -218,12 +233,20 @@ def _validated_cases(training: Training, root: Path) -> list[_ValidatedCase]:
     references = reference_folders(training.dataset)
     cases = []
     for entry in read_summary(path)["metric_per_case"]:
-        name = re.split(r"[/\\]", entry["prediction_file"])[-1].removesuffix(ending)
-        found = {_label_values(key): counts for key, counts in entry["metrics"].items()}
-        if found.keys() != by_values.keys():
+        try:
+            name = re.split(r"[/\\]", entry["prediction_file"])[-1].removesuffix(ending)
+            found = {_label_values(key): counts for key, counts in entry["metrics"].items()}
+            complete = all(set(COUNTS) <= set(counts) for counts in found.values())
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{path}: structures {', '.join(entry['metrics'])} are not those of "
-                f"{folder.parent / 'dataset.json'}; remedy: nnUNetv2_train … --val writes it again"
+                f"{path}: an entry of metric_per_case is not as nnU-Net writes it "
+                f"({type(error).__name__}: {error}); remedy: nnUNetv2_train … --val writes it again"
+            ) from error
+        if found.keys() != by_values.keys() or not complete:
+            raise ValueError(
+                f"{path}: structures {', '.join(entry['metrics'])} with their counts are not those "
+                f"of {folder.parent / 'dataset.json'}; remedy: nnUNetv2_train … --val writes it "
+                "again"
             )
         counts = {by_values[values]: item for values, item in found.items()}
         reference = first_existing(folder / (name + ending) for folder in references)
@@ -234,7 +257,8 @@ def _validated_cases(training: Training, root: Path) -> list[_ValidatedCase]:
 
 def read_labels(model: Path) -> tuple[Labels, str]:
     """The structures of a trained model and the ending of its files."""
-    dataset, plans = _read_model_file(model, "dataset.json"), _read_model_file(model, "plans.json")
+    dataset = _read_model_file(model, "dataset.json", {"labels": dict, "file_ending": str})
+    plans = _read_model_file(model, "plans.json", {"image_reader_writer": str})
     named = {name: _label_values(value) for name, value in dataset["labels"].items()}
     ignored = named.pop("ignore", None)
     structures = {name: values for name, values in named.items() if values != (0,)}
@@ -242,14 +266,19 @@ def read_labels(model: Path) -> tuple[Labels, str]:
     return labels, dataset["file_ending"]
 
 
-def _read_model_file(model: Path, name: str) -> dict[str, Any]:
+def _read_model_file(model: Path, name: str, needed: Mapping[str, type]) -> dict[str, Any]:
     path = model / name
+    remedy = "remedy: copy it from nnUNet_preprocessed"
     if not path.is_file():
         raise ValueError(
             f"{path}: there is no such file, though nnU-Net writes it beside every training; "
-            "remedy: copy it from nnUNet_preprocessed"
+            + remedy
         )
-    return dict(read_json(path))
+    content = read_json(path)
+    for key, kind in needed.items():
+        if not isinstance(content, dict) or not isinstance(content.get(key), kind):
+            raise ValueError(f"{path}: has no {key!r}, which nnU-Net writes; {remedy}")
+    return dict(content)
 
 
 def _label_values(label: object) -> tuple[int, ...]:

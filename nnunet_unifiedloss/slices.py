@@ -11,7 +11,7 @@ import numpy.typing as npt
 from matplotlib.colors import to_rgb
 
 from nnunet_unifiedloss.comparison import Comparison
-from nnunet_unifiedloss.measurement import read_label_image
+from nnunet_unifiedloss.measurement import LabelImage, read_label_image
 from nnunet_unifiedloss.metrics import METRICS
 from nnunet_unifiedloss.results import first_existing, read_labels, reference_folders
 from nnunet_unifiedloss.trainings import Training, nnunet_folder, read_json
@@ -20,7 +20,7 @@ __all__ = ["Picture", "worst_case_picture"]
 
 # edge colours of the label values, told apart with any kind of colour vision
 LABEL_COLOURS = ("#56B4E9", "#E69F00", "#F0E442", "#009E73", "#CC79A7", "#D55E00", "#0072B2")
-OPACITY = 0.55
+OPACITY = 0.4
 GAP = 2
 MARGIN = 12
 
@@ -34,18 +34,20 @@ class Picture:
         aspect: Height of a pixel relative to its width.
         title: The case and its score.
         panels: What the panels show, from the left.
+        colours: Colour of each structure.
     """
 
     pixels: npt.NDArray[np.float64]
     aspect: float
     title: str
     panels: tuple[str, ...]
+    colours: dict[str, str]
 
 
 def worst_case_picture(comparison: Comparison, method: str, dataset: str) -> Picture:
     """The case on which a method has its worst value of the primary metric.
 
-    The slice is the one on which reference and prediction differ most, cut out around them.
+    The slice is the one of the reference's on which the prediction is most wrong, cut out.
 
     Raises:
         ValueError: The method has no value on any case, or a file is missing or unreadable.
@@ -57,10 +59,17 @@ def worst_case_picture(comparison: Comparison, method: str, dataset: str) -> Pic
     worst = scores.idxmin() if METRICS[metric].higher_is_better else scores.idxmax()
     case = str(worst)
     training = next(
-        training
-        for training, name in comparison.results.trainings.items()
-        if name == method and training.dataset == dataset and _has_case(comparison, training, case)
+        (
+            training
+            for training, name in comparison.results.trainings.items()
+            if name == method
+            and training.dataset == dataset
+            and _has_case(comparison, training, case)
+        ),
+        None,
     )
+    if training is None:
+        raise ValueError(f"the comparison knows no folder with {case} of {method} on {dataset}")
     folder = training.folder(nnunet_folder("nnUNet_results"))
     labels, ending = read_labels(folder.parent)
     prediction = read_label_image(folder / "validation" / f"{case}{ending}", labels)
@@ -68,7 +77,16 @@ def worst_case_picture(comparison: Comparison, method: str, dataset: str) -> Pic
     reference = read_label_image(first_existing(references), labels)
     image = _read_image(dataset, case, labels.reader, folder.parent / "dataset.json")
     title = f"{case} (fold {training.fold}): {metric} {scores[case]:.3f}"
-    return _draw(image, reference.array, prediction.array, reference.spacing, title)
+    if image is not None and image.shape != reference.array.shape:
+        image = None  # it cannot be of this case
+    values = {value for values in labels.structures.values() for value in values}
+    by_size = sorted(labels.structures.items(), key=lambda item: len(item[1]))
+    colours = {
+        next(name for name, members in by_size if value in members): _colour(value)
+        for value in sorted(values)
+    }
+    pixels, aspect, panels = _draw(image, reference, prediction)
+    return Picture(pixels, aspect, title, panels, colours)
 
 
 def _has_case(comparison: Comparison, training: Training, case: str) -> bool:
@@ -98,18 +116,13 @@ def _read_image(
 
 
 def _draw(
-    image: npt.NDArray[Any] | None,
-    reference: npt.NDArray[Any],
-    prediction: npt.NDArray[Any],
-    spacing: list[float],
-    title: str,
-) -> Picture:
-    axis = int(np.argmax(spacing))
-    across = tuple(other for other in range(reference.ndim) if other != axis)
-    different = np.count_nonzero(reference != prediction, axis=across)
-    present = np.count_nonzero((reference > 0) | (prediction > 0), axis=across)
-    position = int(np.argmax(different * (reference.size + 1.0) + present))
-    expected, predicted = reference.take(position, axis), prediction.take(position, axis)
+    image: npt.NDArray[Any] | None, reference: LabelImage, prediction: LabelImage
+) -> tuple[npt.NDArray[np.float64], float, tuple[str, ...]]:
+    """Pixels, their aspect, and what the panels are."""
+    axis = int(np.argmax(reference.spacing))
+    across = tuple(other for other in range(reference.array.ndim) if other != axis)
+    position = _most_telling(reference.array, prediction.array, across)
+    expected, predicted = (item.array.take(position, axis) for item in (reference, prediction))
     window = _window((expected > 0) | (predicted > 0))
     grey = np.full(expected.shape, 0.5) if image is None else _grey(image.take(position, axis))
     shown = {"reference": expected, "prediction": predicted}
@@ -118,8 +131,23 @@ def _draw(
         panels = {"image": _overlay(grey[window], np.zeros_like(expected[window])), **panels}
     gap = np.ones((grey[window].shape[0], GAP, 3))
     pixels = np.concatenate([part for panel in panels.values() for part in (panel, gap)], axis=1)
-    aspect = spacing[across[0]] / spacing[across[1]]
-    return Picture(pixels, aspect, title, tuple(panels))
+    aspect = reference.spacing[across[0]] / reference.spacing[across[1]]
+    return pixels, aspect, tuple(panels)
+
+
+def _most_telling(
+    reference: npt.NDArray[Any], prediction: npt.NDArray[Any], across: tuple[int, ...]
+) -> int:
+    """The slice with most wrong voxels, of those that the reference is in where there are any."""
+    wrong = np.count_nonzero(reference != prediction, axis=across)
+    present = np.count_nonzero(reference > 0, axis=across)
+    if present.any():
+        wrong = np.where(present > 0, wrong + 1, 0)
+    return int(np.argmax(wrong))
+
+
+def _colour(value: int) -> str:
+    return LABEL_COLOURS[(value - 1) % len(LABEL_COLOURS)]
 
 
 def _window(foreground: npt.NDArray[np.bool_]) -> tuple[slice, ...]:
@@ -144,7 +172,7 @@ def _grey(image: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
 def _overlay(grey: npt.NDArray[np.float64], labels: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     pixels = np.repeat(grey[..., None], 3, axis=-1)
     for value in np.unique(labels[labels > 0]).astype(int):
-        colour = np.array(to_rgb(LABEL_COLOURS[(value - 1) % len(LABEL_COLOURS)]))
+        colour = np.array(to_rgb(_colour(int(value))))
         here = labels == value
         pixels[here] = (1 - OPACITY) * pixels[here] + OPACITY * colour
     return pixels

@@ -49,7 +49,7 @@ class Resamples:
     def __init__(self, cases: int, samples: int = 10_000, seed: int = 0) -> None:
         generator = np.random.default_rng(seed)
         share = np.full(cases, 1 / max(cases, 1))
-        self.counts = generator.multinomial(cases, share, size=samples).astype(np.float64)
+        self.counts = generator.multinomial(cases, share, size=samples).astype(np.float32)
 
     def means(self, values: Array) -> Array:
         """The mean over the cases of each bootstrap sample, without missing values.
@@ -61,7 +61,7 @@ class Resamples:
             Shape (samples, …); NaN for a sample of missing values only.
         """
         missing = np.isnan(values)
-        total = np.tensordot(self.counts, np.where(missing, 0, values), axes=1)
+        total = np.tensordot(self.counts, np.where(missing, 0, values), axes=1)  # in float64
         if not missing.any():
             return np.asarray(total / max(len(values), 1))
         count = np.tensordot(self.counts, (~missing).astype(np.float64), axes=1)

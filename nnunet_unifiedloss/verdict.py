@@ -26,8 +26,13 @@ def short_names(methods: list[str]) -> dict[str, str]:
     ends = zip(*(reversed(part[1:]) for part in parts), strict=False)
     shared = sum(1 for _ in itertools.takewhile(lambda end: len(set(end)) == 1, ends))
     shared = shared if len(methods) > 1 else 0
-    short = ["_".join(part[: len(part) - shared]) for part in parts]
-    return {method: name or method for method, name in zip(methods, short, strict=True)}
+    short = ["_".join(part[: len(part) - shared]).strip("_") for part in parts]
+    # nnU-Net's own variants may leave nothing, or a part that is no name by itself
+    bare = [not name or name[0].isdigit() for name in short]
+    return {
+        method: method if is_bare else name
+        for method, name, is_bare in zip(methods, short, bare, strict=True)
+    }
 
 
 def format_p(p: float) -> str:
@@ -137,9 +142,30 @@ def caveats(comparison: Comparison) -> list[str]:
                 "even a difference in every case reaches significance; compare fewer metrics "
                 "(--metrics) or trainers (-tr)"
             )
-    texts += _empty_structures(comparison)
-    if comparison.strata.empty and len(comparison.methods) > 1:
-        texts.append("too few cases to divide them by the size of the structure")
+    texts += _unpaired(comparison) + _empty_structures(comparison)
+    divided = set(comparison.strata["dataset"])
+    for dataset in comparison.datasets if len(comparison.methods) > 1 else ():
+        if dataset not in divided:
+            texts.append(f"{dataset}: too few cases to divide them by the size of the structure")
+    return texts
+
+
+def _unpaired(comparison: Comparison) -> list[str]:
+    """Cases that no paired test sees, because only one of two methods has a value."""
+    metric, baseline = comparison.settings.primary, comparison.settings.baseline
+    texts = []
+    for dataset in comparison.datasets:
+        for label in comparison.labels_of(dataset):
+            defined = comparison.scores(dataset, metric, label).notna()
+            for method in comparison.methods:
+                count = int((defined[method] != defined[baseline]).sum())
+                if count:
+                    texts.append(
+                        f"{dataset}, {label}: in {count} cases only one of {method} and the "
+                        f"baseline has a value of {metric}, because one of them rightly predicted "
+                        "nothing, or both differ in what is undefined; these cases are in no "
+                        "difference, test or rank, so compare the false alarms too"
+                    )
     return texts
 
 

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from scipy import stats
 
 from nnunet_unifiedloss import plots
-from nnunet_unifiedloss.analysis import Settings, difference_table
+from nnunet_unifiedloss.analysis import ALL_LABELS, Settings, difference_table
 from nnunet_unifiedloss.comparison import analyse, compare
 from nnunet_unifiedloss.results import COLUMNS, Results
 from nnunet_unifiedloss.verdict import caveats, short_names, verdict
@@ -139,8 +139,8 @@ def test_the_mean_over_structures_compares_the_same_ones():
     one, two = random_scores(methods=2, seed=0), random_scores(methods=2, seed=1)
     one[BASELINE][0] = np.nan
     comparison = analyse(joined(results(one, label="one"), results(two, label="two")))
-    mean = comparison.scores("Dataset004_Made", "Dice", "mean")
-    assert comparison.labels == ["mean", "one", "two"]
+    mean = comparison.scores("Dataset004_Made", "Dice", ALL_LABELS)
+    assert comparison.labels == [ALL_LABELS, "one", "two"]
     dice = "nnUNetTrainerDice"
     assert mean.loc["case_000", dice] == two[dice][0]  # the baseline has no value for the other
     assert mean.loc["case_001", dice] == pytest.approx((one[dice][1] + two[dice][1]) / 2)
@@ -351,3 +351,60 @@ def test_a_diagram_of_too_few_is_refused():
     comparison = analyse(results(random_scores(methods=2)))
     with pytest.raises(ValueError, match="at least 3 methods and 6 data sets"):
         plots.plot_critical_difference(comparison)
+
+
+def test_the_forest_plot_fills_what_is_significant():
+    scores = random_scores(methods=3, cases=40)
+    scores["nnUNetTrainerDice"] = scores["nnUNetTrainerDice"] + 0.05
+    comparison = analyse(results(scores))
+    ax = plots.plot_differences(comparison)
+    filled = [line for line in ax.lines if line.get_zorder() == 3 and len(line.get_xdata())]
+    hollow = [line for line in ax.lines if line.get_markerfacecolor() == "white"]
+    assert len(filled) == 1
+    assert filled[0].get_zorder() > max(line.get_zorder() for line in hollow)
+    difference = comparison.difference("Dataset004_Made", "nnUNetTrainerDice")
+    assert filled[0].get_xdata() == pytest.approx([difference["difference"]])
+
+
+def test_false_alarms_that_no_test_sees_are_noted():
+    """The baseline is rightly empty, so it has no value, and the other's Dice of 0 no partner."""
+    scores = random_scores(methods=2, cases=40)
+    scores[BASELINE][20:] = np.nan
+    scores["nnUNetTrainerDice"][20:] = 0
+    text = " ".join(caveats(analyse(results(scores))))
+    assert "in 20 cases only one of nnUNetTrainerDice and the baseline has a value" in text
+
+
+def test_a_trainer_without_a_value_is_named():
+    scores = random_scores(methods=2, cases=10)
+    scores["nnUNetTrainerDice"][:] = np.nan
+    with pytest.raises(ValueError, match=r"Precision for every method.*any: nnUNetTrainerDice"):
+        analyse(results(scores, metric="Precision"))
+
+
+def test_data_sets_with_other_labels():
+    parts = [
+        results(random_scores(methods=3, seed=number), dataset=f"Dataset{number:03d}_Made", label=name)
+        for number, name in ((1, "tumour"), (2, "vessel"))
+    ]  # fmt: skip
+    comparison = analyse(joined(*parts))
+    assert comparison.labels_of("Dataset001_Made") == [ALL_LABELS, "tumour"]
+    for dataset in comparison.datasets:
+        for plot in (plots.plot_differences, plots.plot_cases, plots.plot_sizes):
+            plot(comparison, dataset=dataset).figure.canvas.draw()
+    assert "Over 2 data sets" in verdict(comparison)
+
+
+def test_ranks_over_data_sets_by_hand():
+    """Ranks on each data set are averaged and tested with the data sets as the unit."""
+    names = [f"Dataset{number:03d}_Made" for number in range(1, 8)]
+    parts = [results(random_scores(seed=seed, cases=12), dataset=name)
+             for seed, name in enumerate(names)]  # fmt: skip
+    comparison = analyse(joined(*parts))
+    of_sets = stats.rankdata(comparison.dataset_ranks.to_numpy(), axis=1)
+    overall = comparison.overall.set_index("method")
+    expected = dict(zip(comparison.methods, of_sets.mean(axis=0), strict=True))
+    assert overall["mean_rank"].to_dict() == pytest.approx(expected)
+    assert overall["first"].sum() == pytest.approx(1)
+    friedman = stats.friedmanchisquare(*of_sets.T)
+    assert overall["friedman_p"].iloc[0] == pytest.approx(friedman.pvalue)

@@ -187,3 +187,14 @@ def test_every_metric_is_measured():
     measured = measure(mask, mask, (1, 1)) | counts_to_metrics({"TP": 4, "FP": 0, "FN": 0})
     assert set(METRICS) == set(measured)
     assert all(measured[name] == metric.higher_is_better for name, metric in METRICS.items())
+
+
+def test_a_structure_among_ignored_voxels_has_no_distance():
+    """It is there, but where it ends is not known: neither close nor far from another."""
+    reference = np.ones((3, 3), dtype=bool)
+    ignored = np.pad(np.zeros((3, 3), dtype=bool), 2, constant_values=True)
+    inside = np.pad(reference, 2)
+    other = np.zeros_like(inside)
+    measured = measure(inside, other | inside, (1, 1), ignored=ignored)
+    assert math.isnan(measured["HD95"])
+    assert measured["LesionF1"] == 1

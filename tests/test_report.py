@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ import pytest
 from results_folder import TWO_LABELS, ResultsFolder, lesions, shifted
 
 from nnunet_unifiedloss import report
+from nnunet_unifiedloss.analysis import ALL_LABELS
 from nnunet_unifiedloss.cli import main
 from nnunet_unifiedloss.comparison import Comparison, compare
 from nnunet_unifiedloss.plots import plot_worst_case
@@ -59,7 +62,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.sources += [value for name, value in attrs if name in ("src", "href")]
-        if tag not in ("meta", "img", "br", "link"):
+        if tag not in ("meta", "img", "br", "link", "wbr"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -80,9 +83,17 @@ def test_the_report_is_complete(comparison, tmp_path):
     assert "the command" in text
     assert "width=device-width" in text
     figures = {path.name for path in (folder / "figures").iterdir()}
-    names = ["cases", "curves", "differences", "critical_difference", "sizes_edema", "sizes_core"]
+    names = [
+        "cases",
+        "curves",
+        "differences",
+        "critical_difference",
+        "sizes_1_core",
+        "sizes_2_edema",
+    ]
     names += [f"worst_{trainer}" for trainer in TRAINERS]
-    assert figures == {f"{name}.{kind}" for name in names for kind in ("svg", "png")}
+    written = {f"{name}.{kind}" for name in names for kind in ("svg", "png")}
+    assert figures == written | {report.LIST_NAME}
     assert len(page.sources) == len(names)
 
 
@@ -96,8 +107,8 @@ def test_tables_hold_what_the_comparison_says(comparison, tmp_path):
     )
     assert {"loss", "delta"} <= set(cases.columns)
     summary = pd.read_csv(folder / "summary.csv").set_index(["metric", "label", "method"])
-    row = summary.loc[("Dice", "mean", "nnUNetTrainerDice")]
-    scores = comparison.scores("Dataset004_Made", "Dice", "mean")
+    row = summary.loc[("Dice", ALL_LABELS, "nnUNetTrainerDice")]
+    scores = comparison.scores("Dataset004_Made", "Dice", ALL_LABELS)
     assert row["mean"] == pytest.approx(scores["nnUNetTrainerDice"].mean())
     difference = scores["nnUNetTrainerDice"] - scores["nnUNetTrainer"]
     assert row["difference"] == pytest.approx(difference.mean())
@@ -129,15 +140,79 @@ def test_a_failure_leaves_the_earlier_report(comparison, tmp_path, monkeypatch):
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
+def test_a_failure_at_the_last_moment_puts_everything_back(comparison, tmp_path, monkeypatch):
+    folder = tmp_path / "report"
+    write_report(comparison, folder, command="the first")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    real = os.replace
+
+    def fail(source, target):
+        if Path(target) == folder / "summary.md" and "earlier" not in str(source):
+            raise OSError(5, "Input/output error")
+        real(source, target)
+
+    monkeypatch.setattr(report.os, "replace", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        write_report(comparison, folder, command="the second")
+    monkeypatch.undo()
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_what_is_in_the_way_is_named(comparison, folders, tmp_path, capsys):
+    folder = tmp_path / "report"
+    (folder / "report.html").mkdir(parents=True)
+    (folder / "summary.csv").write_text("earlier")
+    with pytest.raises(IsADirectoryError, match=r"report\.html is a folder .*remedy: another -o"):
+        write_report(comparison, folder)
+    assert (folder / "summary.csv").read_text() == "earlier"
+    file = tmp_path / "file"
+    file.write_text("")
+    assert main([*COMMAND.split(), "-o", str(file)]) == 1
+    assert "is a file, not a folder for a report" in capsys.readouterr().err
+
+
+def test_data_sets_with_other_labels_of_odd_names(tmp_path, monkeypatch):
+    """The labels of one are not those of the other, and nothing in a name is taken for code."""
+    trainings = []
+    for number, labels in (
+        (4, {"background": 0, '<b>&"x/$y^$': 1, "_core": 2}),
+        (5, {"background": 0, "a b": [1, 2], "a/b": [2]}),
+    ):
+        folder = ResultsFolder(tmp_path, labels, dataset=f"Dataset{number:03d}_Odd")
+        folder.add_cases(lesions(6, seed=number))
+        for trainer, steps in TRAINERS.items():
+            names = [f"case_{number:03d}" for number in range(6)]
+            trainings.append(folder.add_training(trainer, names, shifted(steps)))
+    for name, value in folder.environment().items():
+        monkeypatch.setenv(name, value)
+    comparison = compare([4, 5], folds=[0])
+    page_file = write_report(comparison, tmp_path / "report")
+    text = page_file.read_text(encoding="utf-8")
+    page = Page()
+    page.feed(text)
+    assert page.open == []
+    assert "<b>&" not in text
+    assert "&lt;b&gt;&amp;" in text
+    figures = {path.name for path in (tmp_path / "report" / "figures").glob("*.png")}
+    assert len([name for name in figures if name.startswith("sizes_")]) == 4
+    tex = (tmp_path / "report" / "summary.tex").read_text(encoding="utf-8")
+    unescaped = re.findall(r"(?<!\\)[_%&#]", re.sub(r"(?m)^%.*$|\\label{.*?}| & |%$", "", tex))
+    assert unescaped == []
+    assert "Over 2 data sets" in text
+
+
 def test_a_new_report_takes_the_place_of_the_old(comparison, tmp_path):
     folder = tmp_path / "report"
     write_report(comparison, folder, command="the first")
-    (folder / "figures" / "of_an_earlier_report.png").write_bytes(b"")
-    (folder / "notes.txt").write_text("the user's own")
-    write_report(comparison, folder, command="the second")
+    stale = folder / "figures" / "curves.png"
+    own = folder / "figures" / "my_figure.tex"
+    for path in (own, folder / "notes.txt"):
+        path.write_text("the user's own")
+    without_curves = dataclasses.replace(comparison, curves=comparison.curves.iloc[:0])
+    write_report(without_curves, folder, command="the second")
     assert "the second" in (folder / "report.html").read_text(encoding="utf-8")
-    assert not (folder / "figures" / "of_an_earlier_report.png").exists()
-    assert (folder / "notes.txt").read_text() == "the user's own"
+    assert not stale.exists()
+    assert own.read_text() == (folder / "notes.txt").read_text() == "the user's own"
     assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, "notes.txt"])
 
 
@@ -208,7 +283,7 @@ def test_worst_cases_without_the_raw_images(comparison, monkeypatch):
     without = plot_worst_case(comparison, method="nnUNetTrainer")
     shown = [[text.get_text() for text in ax.texts] for ax in (with_image, without)]
     assert shown == [["image", "reference", "prediction"], ["reference", "prediction"]]
-    scores = comparison.scores("Dataset004_Made", "Dice", "mean")["nnUNetTrainer"]
+    scores = comparison.scores("Dataset004_Made", "Dice", ALL_LABELS)["nnUNetTrainer"]
     assert with_image.get_title().startswith(str(scores.idxmin()))
 
 
@@ -218,10 +293,3 @@ def test_curves_are_read_from_the_logs(comparison):
     # the NaN of an absent class is no part of the mean
     assert curves["pseudo_dice"].unique().tolist() == [0, 0.25, 0.5]
     assert curves["train_loss"].iloc[1] == pytest.approx(0.9)
-
-
-def test_paths_are_no_part_of_the_report(comparison, tmp_path):
-    """A report can be given away: it names no folder of the machine that made it."""
-    folder = write_report(comparison, tmp_path / "report").parent
-    for name in ("report.html", "cases.csv", "summary.csv", "summary.md"):
-        assert str(Path(tmp_path).parent) not in (folder / name).read_text(encoding="utf-8")

@@ -306,3 +306,73 @@ def test_a_folder_that_cannot_be_written_is_no_obstacle(made, monkeypatch):
     monkeypatch.setattr(measurement, "write_atomically", refuse)
     assert not collect([training]).table.empty
     assert not (made.validation(training) / measurement.CACHE_NAME).exists()
+
+
+def test_a_data_set_named_twice_counts_once(made):
+    add(made, "nnUNetTrainer", fold=0)
+    add(made, "nnUNetTrainer", fold=1)
+    add(made, "nnUNetTrainerDice", fold=0)
+    chosen, notes = select_trainings([4, "004", "Dataset004_Made"], ["3d_fullres"], folds=[0, 1])
+    assert {item.trainer for item in chosen} == {"nnUNetTrainer"}
+    assert "nnUNetTrainerDice" in notes[0]
+
+
+def test_the_cache_of_a_fold_is_read_once(made, monkeypatch):
+    training = add(made, "nnUNetTrainer")
+    collect([training])
+    read: list[Path] = []
+    real = measurement._read_cache
+    monkeypatch.setattr(measurement, "_read_cache", lambda path: read.append(path) or real(path))
+    collect([training])
+    assert len(read) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("plans.json", {}, "plans.json: has no 'image_reader_writer'"),
+        ("dataset.json", {"file_ending": ".nii.gz"}, "dataset.json: has no 'labels'"),
+        ("dataset.json", None, "dataset.json: there is no such file"),
+        ("summary.json", [{}], "KeyError: 'prediction_file'"),
+        ("summary.json", [{"prediction_file": "a", "metrics": {"1": {}, "2": {}}}], "counts"),
+        ("summary.json", [3], "is not as nnU-Net writes it"),
+    ],
+)  # fmt: skip
+def test_files_that_nnunet_did_not_write_are_named(made, name, change, message):
+    training = add(made, "nnUNetTrainer")
+    validation = made.validation(training)
+    path = validation / name if name == "summary.json" else validation.parent.parent / name
+    if change is None:
+        path.unlink()
+    else:
+        content = {"metric_per_case": change} if name == "summary.json" else change
+        path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=re.escape(message)) as raised:
+        collect([training])
+    assert "remedy" in str(raised.value)
+
+
+@pytest.mark.parametrize("cases", [[1, 2], {"case_000.nii.gz": 3}])
+def test_a_cache_of_something_else_is_measured_again(made, cases):
+    training = add(made, "nnUNetTrainer")
+    cache = made.validation(training) / measurement.CACHE_NAME
+    cache.write_text(json.dumps({"version": measurement.CACHE_VERSION, "cases": cases}))
+    assert not collect([training]).problems
+
+
+def test_a_trainer_does_not_drop_out_silently(made):
+    trainings = [add(made, "nnUNetTrainer"), add(made, "nnUNetTrainerDice")]
+    plans = made.validation(trainings[1]).parent.parent / "plans.json"
+    plans.write_text(json.dumps({"image_reader_writer": "NoSuchReader"}))
+    with pytest.raises(
+        ValueError, match=r"nnUNetTrainerDice has no usable case on Dataset004_Made"
+    ):
+        collect(trainings)
+
+
+def test_readers_of_nibabel_are_compared_by_their_affines():
+    affine = np.diag([1.0, 1, 3, 1])
+    turned = {"spacing": (3, 1, 1), "nibabel_stuff": {"original_affine": -affine}}
+    straight = {"spacing": (3, 1, 1), "nibabel_stuff": {"original_affine": affine}}
+    assert measurement.geometry_error(straight, straight) == ""
+    assert "original affine" in measurement.geometry_error(straight, turned)
