@@ -384,8 +384,8 @@ def test_a_trainer_without_a_value_is_named():
 
 def test_data_sets_with_other_labels():
     parts = [
-        results(random_scores(methods=3, seed=number), dataset=f"Dataset{number:03d}_Made", label=name)
-        for number, name in ((1, "tumour"), (2, "vessel"))
+        results(random_scores(methods=3, seed=n), dataset=f"Dataset{n:03d}_Made", label=name)
+        for n, name in ((1, "tumour"), (2, "vessel"))
     ]  # fmt: skip
     comparison = analyse(joined(*parts))
     assert comparison.labels_of("Dataset001_Made") == [ALL_LABELS, "tumour"]
