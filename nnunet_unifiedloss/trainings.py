@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +22,10 @@ __all__ = [
     "nnunet_folder",
     "read_json",
     "read_summary",
+    "resume_flags",
+    "set_broken_checkpoints_aside",
     "state",
+    "whole_and_broken_checkpoints",
 ]
 
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
@@ -145,6 +149,33 @@ def state(folder: Path) -> State:
         resumable = any((folder / name).is_file() for name in CHECKPOINTS)
         return "interrupted" if resumable else "absent"
     return "finished"
+
+
+def set_broken_checkpoints_aside(folder: Path) -> None:
+    """Rename checkpoints that were cut off while being written, which nnU-Net could not load.
+
+    Only for a training that is not running: a checkpoint that is being written looks the same.
+    """
+    for path in whole_and_broken_checkpoints(folder)[1]:
+        path.rename(path.with_name(f"{path.name}.broken"))
+
+
+def whole_and_broken_checkpoints(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The checkpoints of a training that nnU-Net can load, and those that were cut off.
+
+    A checkpoint is a zip archive, whose directory comes last: without it, it is not whole.
+    """
+    there = [folder / name for name in CHECKPOINTS if (folder / name).is_file()]
+    whole = [path for path in there if zipfile.is_zipfile(path)]
+    return whole, [path for path in there if path not in whole]
+
+
+def resume_flags(folder: Path) -> list[str]:
+    """The flags of ``nnUNetv2_train`` that go on with a training: none, ``--c`` or ``--val``."""
+    whole = [path.name for path in whole_and_broken_checkpoints(folder)[0]]
+    if CHECKPOINTS[0] in whole:
+        return ["--val"]
+    return ["--c"] if whole else []
 
 
 def read_summary(path: Path) -> dict[str, Any]:
