@@ -39,14 +39,23 @@ def console_script(name: str) -> str:
 
 @contextlib.contextmanager
 def running(
-    arguments: list[str], environment: dict[str, str], output: int
+    arguments: list[str], environment: dict[str, str], output: int, *, shielded: bool = False
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Start the command; on leaving, nothing of it is left.
 
     Its output goes straight to the log file: workers of nnU-Net that outlive it would hold a pipe
     open, and this process would wait for them.
+
+    Args:
+        arguments: The command.
+        environment: Its environment variables.
+        output: Descriptor of the log file.
+        shielded: Slurm sends its signals to all processes of a job: the command is to ignore those
+            that announce an end, and this process, whose handlers stay as they are, decides.
     """
-    with termination_as_exception():
+    if shielded:
+        arguments = ["sh", "-c", "trap '' TERM USR2; exec \"$@\"", "sh", *arguments]
+    with contextlib.nullcontext() if shielded else termination_as_exception():
         process = subprocess.Popen(
             arguments,
             stdin=subprocess.DEVNULL,
@@ -58,10 +67,10 @@ def running(
         try:
             yield process
         finally:
-            stop(process)
+            stop(process, 0.0 if shielded else SECONDS_TO_STOP)
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
+def stop(process: subprocess.Popen[bytes], patience: float = SECONDS_TO_STOP) -> None:
     """End the process and all that it started, gently first, unless it has ended well."""
     if process.poll() == 0:
         return
@@ -73,7 +82,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
             os.killpg(process.pid, signal.SIGTERM)
             try:
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(SECONDS_TO_STOP)
+                    process.wait(patience)
             finally:
                 os.killpg(process.pid, signal.SIGKILL)
     process.wait()

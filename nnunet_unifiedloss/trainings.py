@@ -5,6 +5,7 @@ Nothing here imports torch or nnU-Net: the state of a thousand trainings is read
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -25,6 +26,7 @@ __all__ = [
     "resume_flags",
     "set_broken_checkpoints_aside",
     "state",
+    "validation_dice",
     "whole_and_broken_checkpoints",
 ]
 
@@ -143,12 +145,36 @@ def state(folder: Path) -> State:
         ``finished``: nnU-Net's validation is complete; ``interrupted``: there is a checkpoint that
         ``--c`` continues from; ``absent``: there is neither.
     """
+    if validation_dice(folder) is not None:
+        return "finished"
+    resumable = any((folder / name).is_file() for name in CHECKPOINTS)
+    return "interrupted" if resumable else "absent"
+
+
+def validation_dice(folder: Path) -> float | None:
+    """nnU-Net's mean Dice over the foreground and the validation cases.
+
+    Args:
+        folder: A training's ``fold_X``.
+
+    Returns:
+        The mean, NaN if the summary has none, or None if the validation is not complete.
+    """
+    path = folder / "validation" / "summary.json"
     try:
-        read_summary(folder / "validation" / "summary.json")
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return _dice_of_version(path, status.st_mtime_ns, status.st_size)
+
+
+@functools.cache
+def _dice_of_version(path: Path, _changed: int, _size: int) -> float | None:
+    """Read a summary only when it has changed: with many cases it takes its time."""
+    try:
+        return float(read_summary(path).get("foreground_mean", {}).get("Dice", "nan"))
     except (FileNotFoundError, ValueError):
-        resumable = any((folder / name).is_file() for name in CHECKPOINTS)
-        return "interrupted" if resumable else "absent"
-    return "finished"
+        return None
 
 
 def set_broken_checkpoints_aside(folder: Path) -> None:
