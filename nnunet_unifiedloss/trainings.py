@@ -34,6 +34,11 @@ FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 # in the order in which nnU-Net's --c looks for one to continue from
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
 
+# where nnU-Net's summary.json has the mean Dice, and how it ends
+_HEAD = 4096
+_MEAN_DICE = re.compile(rb'^{\s+"foreground_mean": {[^{}]*?"Dice": ([\w.+-]+)')
+_END = b"\n}"
+
 State = Literal["finished", "interrupted", "absent"]
 
 
@@ -163,18 +168,23 @@ def validation_dice(folder: Path) -> float | None:
     path = folder / "validation" / "summary.json"
     try:
         status = path.stat()
-    except FileNotFoundError:
+        return _dice_of_version(path, status.st_mtime_ns, status.st_size)
+    except (OSError, ValueError):  # absent, cut short, or out of reach just now
         return None
-    return _dice_of_version(path, status.st_mtime_ns, status.st_size)
 
 
 @functools.cache
-def _dice_of_version(path: Path, _changed: int, _size: int) -> float | None:
-    """Read a summary only when it has changed: with many cases it takes its time."""
-    try:
-        return float(read_summary(path).get("foreground_mean", {}).get("Dice", "nan"))
-    except (FileNotFoundError, ValueError):
-        return None
+def _dice_of_version(path: Path, _changed: int, _size: int) -> float:
+    """The mean Dice of a complete summary, read only when it has changed."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+        file.seek(max(0, _size - len(_END)))
+        end = file.read()
+    # nnU-Net indents: a brace at the start of a line is the last one, and the file is not cut
+    # short; the means come first. So there is no need to parse some hundred kB of cases.
+    if end == _END and (found := _MEAN_DICE.search(head)):
+        return float(found[1])
+    return float(read_summary(path).get("foreground_mean", {}).get("Dice", "nan"))
 
 
 def set_broken_checkpoints_aside(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,9 @@ def look(job: Job, now: float, queue: Mapping[str, str] | None = None) -> Status
     if _holds(job.is_done):
         return Status(job, "done", dice=validation_dice(folder) if folder else None)
     last = last_attempt(job.records)
-    progress = read_progress(folder) if folder else None
+    progress = None
+    with contextlib.suppress(OSError):
+        progress = read_progress(folder) if folder else None
     log = last.log if last is not None and last.log.is_file() else None
     if last is not None and last.is_alive(now):
         return Status(job, "running", progress, where=last.host, since=last.began, log=log)
@@ -132,10 +135,10 @@ def submission(job: Job) -> str | None:
 
 
 def _holds(condition: Callable[[], bool]) -> bool:
-    """Whether something is so; what cannot be read is being written just now."""
+    """Whether something is so; one file that cannot be read must not end a whole sweep."""
     try:
         return condition()
-    except ValueError:
+    except (ValueError, OSError):  # it may be being written just now
         return False
 
 
