@@ -103,7 +103,7 @@ def _summary() -> dict[str, object]:
     regions = {f"({', '.join(map(str, range(1, n + 2)))})": metrics for n in range(3)}
     case = {
         "metrics": regions,
-        "prediction_file": "/data/nnUNet_results/Dataset001_Organ/model/fold_0/validation/case.nii.gz",
+        "prediction_file": "/data/nnUNet_results/Dataset001_Organ/m/fold_0/validation/a.nii.gz",
         "reference_file": "/data/nnUNet_preprocessed/Dataset001_Organ/gt_segmentations/case.nii.gz",
     }
     return {"foreground_mean": metrics, "mean": regions, "metric_per_case": [case] * CASES}

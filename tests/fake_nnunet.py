@@ -112,11 +112,20 @@ def epochs_trained(folder: Path) -> list[int]:
     return [int(line.split()[-1]) for line in text.splitlines() if re.search(r": Epoch \d", line)]
 
 
-if __name__ == "__main__" and sys.argv[1] == "train":
-    train(sys.argv[2:])
+def prepare(arguments: list[str]) -> None:
+    """Preprocess the missing cases."""
+    data = Path(arguments[0])
+    if "FAKE_PREPARATION_FAILS" in os.environ:
+        raise OSError("no space left on device")
+    for path in (data.parent / "gt_segmentations").iterdir():
+        (data / path.name.replace(".nii.gz", ".pkl")).touch()
+
+
+if __name__ == "__main__" and sys.argv[1] in ("train", "prepare"):
+    {"train": train, "prepare": prepare}[sys.argv[1]](sys.argv[2:])
     raise SystemExit
 
-from nnunet_unifiedloss.sweep import Job, TrainingJob, plan_jobs  # noqa: E402
+from nnunet_unifiedloss.sweep import Job, Preparation, TrainingJob, plan_jobs  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -127,14 +136,24 @@ class FakeTraining(TrainingJob):
         return ["python", str(FILE), "train", *super().command()[1:]]
 
 
+@dataclass(frozen=True)
+class FakePreparation(Preparation):
+    """A preparation by the program above."""
+
+    def command(self) -> list[str]:
+        return ["python", str(FILE), "prepare", str(self.plans.data_folder("2d"))]
+
+
 def jobs(trainers: list[str], folds: list[str], configurations: tuple[str, ...] = ("2d",)):
     """The jobs of a sweep of fake trainings."""
-    return [fake(job) for job in plan_jobs([DATASET], configurations, trainers, folds)]
-
-
-def fake(job: Job) -> FakeTraining:
-    assert isinstance(job, TrainingJob)
-    return FakeTraining(job.training, job.requires, job.device, job.next_stages)
+    made: dict[str, Job] = {}
+    for job in plan_jobs([DATASET], configurations, trainers, folds):
+        requires = tuple(made[before.name] for before in job.requires)
+        if isinstance(job, TrainingJob):
+            made[job.name] = FakeTraining(job.training, requires, job.device, job.next_stages)
+        elif isinstance(job, Preparation):
+            made[job.name] = FakePreparation(job.dataset, job.plans_identifier, job.configurations)
+    return list(made.values())
 
 
 def look_often() -> None:

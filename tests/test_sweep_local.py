@@ -128,6 +128,18 @@ def test_one_unreadable_file_does_not_end_the_others(folders):
     assert "IsADirectoryError" in statuses[0].error
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_preparation_comes_first(folders, monkeypatch, fails):
+    data = folders["nnUNet_preprocessed"] / DATASET / "nnUNetPlans_2d"
+    (data / "case_3.pkl").unlink()
+    if fails:
+        monkeypatch.setenv("FAKE_PREPARATION_FAILS", "1")
+    statuses = run(fake_nnunet.jobs(["A", "B"], ["0"]), parallel=3)
+    expected = ["failed", "blocked", "blocked"] if fails else ["done", "done", "done"]
+    assert [status.state for status in statuses] == expected
+    assert (data / "case_3.pkl").exists() != fails
+
+
 def test_what_nnunet_has_not_planned_is_left_out(folders):
     plans = folders["nnUNet_preprocessed"] / DATASET / "nnUNetPlans.json"
     jobs = fake_nnunet.jobs(["A"], ["0"], ("2d", "3d_fullres"))

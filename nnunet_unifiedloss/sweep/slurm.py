@@ -186,9 +186,8 @@ class SlurmSweep:
             self._submitted[job.name] = entry.job_id
             job.records.mkdir(parents=True, exist_ok=True)
             write_atomically(job.records / SUBMISSION, f"{entry.job_id}\n")
-        self.display.say(
-            f"submitted: Slurm job {submitted[0].job_id} and following, {len(jobs)} jobs"
-        )
+        number = submitted[0].job_id.partition("_")[0]
+        self.display.say(f"submitted: Slurm job {number} with {len(jobs)} of the sweep's jobs")
 
 
 def parse_options(options: Sequence[str], *, prepares: bool = False) -> tuple[dict[str, Any], int]:
