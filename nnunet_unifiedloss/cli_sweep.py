@@ -148,8 +148,10 @@ def _show_commands(jobs: Sequence[Job]) -> int:
 
 def _launch(arguments: argparse.Namespace, jobs: Sequence[Job]) -> int:
     from nnunet_unifiedloss.cli import _console
+    from nnunet_unifiedloss.discovery import check_found
     from nnunet_unifiedloss.sweep.display import Display
 
+    check_found(arguments.tr)
     console = _console()
     display = Display(console)
     if arguments.launcher == "slurm":

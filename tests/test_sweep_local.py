@@ -17,7 +17,7 @@ import pytest
 from fake_nnunet import DATASET, EPOCHS, FILE, epochs_trained, finish, make_folders
 from rich.console import Console
 
-from nnunet_unifiedloss import cli_sweep
+from nnunet_unifiedloss import cli_sweep, discovery
 from nnunet_unifiedloss.cli import main
 from nnunet_unifiedloss.sweep import look_at_all, plan_jobs
 from nnunet_unifiedloss.sweep.display import Display
@@ -118,6 +118,14 @@ def test_a_command_without_results_has_failed(folders, monkeypatch):
         carry_out(job)
     (status,) = look_at_all([job])
     assert (status.state, status.error) == ("failed", "python ended without its results")
+
+
+def test_a_runner_that_breaks_says_why(folders, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/none")  # so that it does not find the fake training
+    (status,) = run(fake_nnunet.jobs(["A"], ["0"]))
+    assert status.state == "failed"
+    assert "ended without its results, failed with exit status 1: " in status.error
+    assert "No module named" in status.error
 
 
 def test_one_unreadable_file_does_not_end_the_others(folders):
@@ -228,7 +236,8 @@ def test_what_was_started_by_hand_is_waited_for(folders, monkeypatch):
 
 
 @pytest.fixture
-def command(folders):
+def command(folders, monkeypatch):
+    monkeypatch.setenv(discovery.VARIABLE, str(discovery.trainers_folder()))
     return ["sweep", "-d", "4", "-c", "2d", "-tr", "nnUNetTrainerTversky", "nnUNetTrainer"]
 
 
@@ -310,6 +319,27 @@ def test_flags_that_are_missing_or_wrong(folders, capsys):
         with pytest.raises(SystemExit) as left:
             main(["sweep", "-d", "4", "-c", "2d", "-tr", "A", *wrong])
         assert left.value.code == 2
+
+
+def test_trainers_that_nnunet_would_not_find(folders, capsys, monkeypatch):
+    monkeypatch.setattr(discovery, "module_state", lambda: "absent")
+    monkeypatch.setenv(discovery.VARIABLE, "")
+    names = ["nnUNetTrainer", "nnUNetTrainerUnifiedFocal_delta0.7"]
+    for name in names:
+        finish(_made(fold(folders, name)))
+    assert main(["sweep", "-d", "4", "-c", "2d", "-f", "0", "-tr", *names]) == 1
+    shown = capsys.readouterr().err
+    assert f"does not find {names[1]}" in shown
+    assert "remedy: nnunet-unifiedloss install" in shown
+    monkeypatch.setenv(discovery.VARIABLE, str(discovery.trainers_folder()))
+    assert main(["sweep", "-d", "4", "-c", "2d", "-f", "0", "-tr", *names]) == 0
+
+
+def test_without_slurm_the_launcher_says_so(folders, monkeypatch, command, capsys):
+    monkeypatch.setenv(discovery.VARIABLE, str(discovery.trainers_folder()))
+    monkeypatch.setenv("PATH", str(folders["nnUNet_raw"]))
+    assert main([*command, "-f", "0", "--launcher", "slurm"]) == 1
+    assert "srun" in capsys.readouterr().err
 
 
 def test_a_thousand_jobs_need_neither_torch_nor_nnunet(folders):

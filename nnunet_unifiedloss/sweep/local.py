@@ -8,12 +8,14 @@ import pickle
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import IO
 
-from nnunet_unifiedloss.commands import termination_as_exception
+from nnunet_unifiedloss.commands import ending, termination_as_exception
 from nnunet_unifiedloss.sweep.display import Display
 from nnunet_unifiedloss.sweep.jobs import Job
 from nnunet_unifiedloss.sweep.runner import EXIT_BUSY
@@ -32,6 +34,27 @@ SECONDS_TO_STOP = 60.0
 SECONDS_TO_STOP_AT_ONCE = 15.0
 
 
+@dataclass(frozen=True)
+class _Runner:
+    """A process that carries a job out for as long as its stdin stays open."""
+
+    job: Job
+    gpu: str | None
+    process: subprocess.Popen[bytes]
+    errors: IO[bytes]
+
+    def end(self) -> None:
+        """Let it stop what it does."""
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+
+    def last_words(self) -> str:
+        """What it printed last, if it broke."""
+        self.errors.seek(0)
+        lines = self.errors.read().decode(errors="replace").strip().splitlines()
+        return f": {lines[-1]}" if lines else ""
+
+
 @dataclass
 class LocalSweep:
     """The jobs on their way.
@@ -48,9 +71,7 @@ class LocalSweep:
     parallel: int
     display: Display
     settled: dict[str, Status] = field(default_factory=dict)
-    _running: dict[str, tuple[Job, str | None, subprocess.Popen[bytes]]] = field(
-        default_factory=dict
-    )
+    _running: dict[str, _Runner] = field(default_factory=dict)
     _look_again: dict[str, float] = field(default_factory=dict)
     _began: float = field(default_factory=filesystem_clock)
 
@@ -75,6 +96,7 @@ class LocalSweep:
                     time.sleep(SECONDS_BETWEEN_LOOKS)
             except BaseException:
                 self._stop()
+                self.display.say("stopped; the same command goes on from here")
                 raise
         return [self.settled[job.name] for job in self.jobs]
 
@@ -89,19 +111,19 @@ class LocalSweep:
 
     def _collect(self) -> None:
         """Settle what has ended."""
-        for name, (job, _, process) in list(self._running.items()):
-            if process.poll() is None:
+        for name, runner in list(self._running.items()):
+            job, exit_status = runner.job, runner.process.poll()
+            if exit_status is None:
                 continue
             del self._running[name]
-            if process.stdin is not None:
-                process.stdin.close()
-            if process.returncode == EXIT_BUSY:
+            runner.end()
+            if exit_status == EXIT_BUSY:
                 self._look_again[name] = time.monotonic() + SECONDS_BETWEEN_LOOKS_ELSEWHERE
                 continue
             status = look(job, filesystem_clock())
             if status.state not in ("done", "failed"):
-                ended = f"ended with exit status {process.returncode} and without its results"
-                status = Status(job, "failed", status.progress, error=ended, log=status.log)
+                error = f"ended without its results, {ending(exit_status)}{runner.last_words()}"
+                status = Status(job, "failed", status.progress, error=error, log=status.log)
             self._settle(status)
 
     def _start(self) -> None:
@@ -139,13 +161,13 @@ class LocalSweep:
             self._settle(Status(job, "failed", error=str(error)))
             return
         gpu = min(self.gpus, key=self._load().__getitem__, default=None)
-        self._running[job.name] = job, gpu, _start_runner(job, gpu)
+        self._running[job.name] = _start_runner(job, gpu)
         pinned = f"CUDA_VISIBLE_DEVICES={gpu} " if gpu is not None else ""
         self.display.say(f"started: {pinned}{command}")
 
     def _load(self) -> Counter[str | None]:
         """How many jobs each GPU has."""
-        return Counter(gpu for _, gpu, _ in self._running.values())
+        return Counter(runner.gpu for runner in self._running.values())
 
     def _settle(self, status: Status) -> None:
         self.settled[status.job.name] = status
@@ -155,10 +177,9 @@ class LocalSweep:
         """Let all runners end their commands, and wait for them."""
         if self._running:
             self.display.say("stopping what runs, which may take some seconds …")
-        for _, _, process in self._running.values():
-            if process.stdin is not None:
-                process.stdin.close()
-        runners = [process for _, _, process in self._running.values()]
+        for runner in self._running.values():
+            runner.end()
+        runners = [runner.process for runner in self._running.values()]
         try:
             _wait(runners, SECONDS_TO_STOP)
         except BaseException:  # asked again: without waiting for a checkpoint to be written
@@ -179,18 +200,18 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
             process.wait(max(0.0, end - time.monotonic()))
 
 
-def _start_runner(job: Job, gpu: str | None) -> subprocess.Popen[bytes]:
-    """Start the process that carries the job out for as long as its stdin stays open."""
-    environment = os.environ | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
+def _start_runner(job: Job, gpu: str | None) -> _Runner:
+    errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the runner)
     process = subprocess.Popen(
         [sys.executable, "-m", "nnunet_unifiedloss.sweep.runner"],
         stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=environment,
+        stdout=errors,
+        stderr=errors,
+        env=os.environ | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}),
         start_new_session=True,
     )
     assert process.stdin is not None
-    pickle.dump(job, process.stdin)
-    process.stdin.flush()
-    return process
+    with contextlib.suppress(BrokenPipeError):  # it broke at once: its exit status says so
+        pickle.dump(job, process.stdin)
+        process.stdin.flush()
+    return _Runner(job, gpu, process, errors)
