@@ -90,7 +90,10 @@ def stop(process: subprocess.Popen[bytes], patience: float = SECONDS_TO_STOP) ->
 
 @contextlib.contextmanager
 def termination_as_exception() -> Iterator[None]:
-    """Turn a signal to end into an exception, so that the command is not left running alone."""
+    """Turn a signal to end into an exception, so that the command is not left running alone.
+
+    What is ignored stays ignored: that is how ``nohup`` works.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -98,7 +101,8 @@ def termination_as_exception() -> Iterator[None]:
     def leave(number: int, _: object) -> None:
         raise SystemExit(128 + number)
 
-    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    there = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    names = [name for name in there if signal.getsignal(getattr(signal, name)) != signal.SIG_IGN]
     previous = {name: signal.signal(getattr(signal, name), leave) for name in names}
     try:
         yield

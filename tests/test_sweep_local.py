@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import fake_nnunet
@@ -20,6 +21,7 @@ from rich.console import Console
 from nnunet_unifiedloss import cli_sweep, discovery
 from nnunet_unifiedloss.cli import main
 from nnunet_unifiedloss.sweep import look_at_all, plan_jobs
+from nnunet_unifiedloss.sweep.attempts import last_attempt
 from nnunet_unifiedloss.sweep.display import Display
 from nnunet_unifiedloss.sweep.local import LocalSweep
 from nnunet_unifiedloss.sweep.runner import JobFailedError, carry_out
@@ -46,9 +48,11 @@ def run(jobs, gpus=(), parallel=1):
     return LocalSweep(jobs, gpus, parallel, Display(Console(width=300))).run()
 
 
-def start_sweep(trainers: str, folds: str, parallel: int = 1) -> subprocess.Popen:
+def start_sweep(
+    trainers: str, folds: str, parallel: int = 1, before: Sequence[str] = ()
+) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, str(FILE), "sweep", trainers, folds, str(parallel)],
+        [*before, sys.executable, str(FILE), "sweep", trainers, folds, str(parallel)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -191,6 +195,27 @@ def test_interrupted_by_the_user(folders, monkeypatch, number):
     assert trainings_running(folders) == []
     jobs = fake_nnunet.jobs(["A", "B"], ["0"])
     assert [status.state for status in look_at_all(jobs)] == ["interrupted", "interrupted"]
+
+
+def test_under_nohup_it_outlives_the_terminal(folders, monkeypatch):
+    monkeypatch.setenv("FAKE_SECONDS", "0.3")
+    sweep = start_sweep("A", "0", before=["nohup"])
+    wait_until(lambda: epochs_trained(fold(folders, "A")))
+    sweep.send_signal(signal.SIGHUP)
+    sweep.communicate(timeout=30)
+    assert sweep.returncode == 0
+    assert epochs_trained(fold(folders, "A")) == list(range(EPOCHS))
+
+
+def test_a_training_whose_runner_was_killed_is_waited_for(folders, monkeypatch):
+    monkeypatch.setenv("FAKE_SECONDS", "0.3")
+    sweep = start_sweep("A", "0")
+    wait_until(lambda: epochs_trained(fold(folders, "A")))
+    (job,) = fake_nnunet.jobs(["A"], ["0"])
+    os.kill(last_attempt(job.records).owner.pid, signal.SIGKILL)
+    output, _ = sweep.communicate(timeout=30)
+    assert sweep.returncode == 0, output
+    assert epochs_trained(job.folder) == list(range(EPOCHS))
 
 
 def test_a_checkpoint_that_is_being_written_is_waited_for(folders, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import time
@@ -9,13 +10,14 @@ from pathlib import Path
 
 import pytest
 from fake_nnunet import DATASET, finish, make_folders, write_checkpoint
+from rich.console import Console
 
 from nnunet_unifiedloss.cli import main
 from nnunet_unifiedloss.sweep import look_at_all, plan_jobs
 from nnunet_unifiedloss.sweep.attempts import begin
 from nnunet_unifiedloss.sweep.progress import read_progress
 from nnunet_unifiedloss.sweep.status import BY_HAND, SUBMISSION
-from nnunet_unifiedloss.sweep.tables import clock_time, counts, failing_lines
+from nnunet_unifiedloss.sweep.tables import clock_time, counts, failing_lines, live_table
 
 TRAINERS = ["nnUNetTrainer", "nnUNetTrainerUnifiedFocal"]
 # as nnU-Net 2.8.1 writes it
@@ -180,7 +182,7 @@ def test_the_command(jobs, capsys):
     assert main(arguments) == 0
     shown = capsys.readouterr().out
     assert "done 0.750" in shown
-    assert "running 2/5, pseudo Dice 0.600, 0:01 h left" in shown
+    assert "running 2/5, pseudo Dice 0.600, 1 min left" in shown
     assert "1 done, 1 running, 2 not started" in shown
     assert main([*arguments, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
@@ -197,6 +199,22 @@ def test_the_command(jobs, capsys):
 def _made(folder: Path) -> Path:
     folder.mkdir(parents=True)
     return folder
+
+
+def test_the_live_table_shows_first_what_runs(jobs):
+    finish(_made(jobs[0].folder))
+    log(_made(jobs[3].folder), START + SECOND)
+    console = Console(width=150, file=io.StringIO())
+    console.print(live_table(look_at_all(jobs)))
+    rows = [line for line in console.file.getvalue().splitlines() if DATASET in line]
+    assert [row.split("│")[2].strip() for row in rows] == [
+        "running",
+        "not started",
+        "not started",
+        "done",
+    ]
+    cells = [cell.strip() for cell in rows[0].split("│")[3:7]]
+    assert cells == ["2/5", "0.600", "1 min", BY_HAND]
 
 
 def test_durations():

@@ -117,10 +117,10 @@ class LocalSweep:
                 continue
             del self._running[name]
             runner.end()
-            if exit_status == EXIT_BUSY:
+            status = look(job, filesystem_clock())
+            if exit_status == EXIT_BUSY or status.state == "running":  # elsewhere, or an orphan
                 self._look_again[name] = time.monotonic() + SECONDS_BETWEEN_LOOKS_ELSEWHERE
                 continue
-            status = look(job, filesystem_clock())
             if status.state not in ("done", "failed"):
                 error = f"ended without its results, {ending(exit_status)}{runner.last_words()}"
                 status = Status(job, "failed", status.progress, error=error, log=status.log)

@@ -6,18 +6,20 @@ others into arrays with a dependency.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import re
 import subprocess
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
-from submitit.helpers import Checkpointable
+from submitit.helpers import Checkpointable, clean_env
 
 from nnunet_unifiedloss.files import write_atomically
 from nnunet_unifiedloss.sweep.attempts import SECONDS_BETWEEN_HEARTBEATS, last_attempt
@@ -179,7 +181,8 @@ class SlurmSweep:
         executor = SlurmExecutor(_folder(), max_num_timeout=timeouts)
         executor.update_parameters(**parameters)
         try:
-            submitted = executor.map_array(ClusterJob(), jobs)  # type: ignore[no-untyped-call]
+            with _outside_of_any_job():
+                submitted = executor.map_array(ClusterJob(), jobs)  # type: ignore[no-untyped-call]
         except (FailedJobError, FailedSubmissionError, subprocess.SubprocessError) as error:
             raise RuntimeError(f"Slurm refuses the jobs: {error}") from error
         for job, entry in zip(jobs, submitted, strict=True):
@@ -188,6 +191,15 @@ class SlurmSweep:
             write_atomically(job.records / SUBMISSION, f"{entry.job_id}\n")
         number = submitted[0].job_id.partition("_")[0]
         self.display.say(f"submitted: Slurm job {number} with {len(jobs)} of the sweep's jobs")
+
+
+@contextlib.contextmanager
+def _outside_of_any_job() -> Iterator[None]:
+    """The environment without the traces of a job, as sweep itself may be one of Slurm's."""
+    kept = {name: os.environ[name] for name in ("SLURM_CONF",) if name in os.environ}
+    with clean_env():
+        os.environ.update(kept)
+        yield
 
 
 def parse_options(options: Sequence[str], *, prepares: bool = False) -> tuple[dict[str, Any], int]:

@@ -11,16 +11,20 @@ from rich.table import Table
 from rich.text import Text
 
 from nnunet_unifiedloss.sweep.jobs import DEFAULT_PLANS, Job, TrainingJob
-from nnunet_unifiedloss.sweep.status import Status
+from nnunet_unifiedloss.sweep.status import State, Status
 
-STYLES = {
-    "done": "green",
+# in the order of the live table
+STATES: dict[State, str] = {
     "running": "bold cyan",
-    "queued": "cyan",
     "failed": "bold red",
     "blocked": "red",
     "interrupted": "yellow",
+    "queued": "cyan",
+    "not started": "dim",
+    "done": "green",
+    "unplanned": "dim",
 }
+SHOWS_PROGRESS = ("running", "interrupted")
 ROWS_SHOWN = 25
 
 
@@ -42,24 +46,30 @@ def matrix_table(statuses: Sequence[Status]) -> Table:
 
 
 def live_table(statuses: Sequence[Status]) -> Table:
-    """What runs now, and how many jobs are in which state."""
-    table = Table("job", "epoch", "pseudo Dice", "time left", "where", title=counts(statuses))
-    running = [status for status in statuses if status.state == "running"]
-    for status in running[:ROWS_SHOWN]:
-        progress = status.progress
-        dice = progress.pseudo_dice if progress else None
-        left = clock_time(progress.seconds_left) if progress else ""
-        epoch = _epoch(status)
-        table.add_row(status.job.name, epoch, _number(dice), left, status.where or "")
-    if len(running) > ROWS_SHOWN:
-        table.add_row(f"… and {len(running) - ROWS_SHOWN} more")
+    """How many jobs are in which state, and the first of them, those that run at the top."""
+    columns = ("job", "state", "epoch", "pseudo Dice", "time left", "where")
+    table = Table(*columns, title=counts(statuses))
+    order = list(STATES)
+    rows = sorted(statuses, key=lambda status: order.index(status.state))
+    for status in rows[:ROWS_SHOWN]:
+        progress = status.progress if status.state in SHOWS_PROGRESS else None
+        table.add_row(
+            status.job.name,
+            Text(status.state, style=STATES[status.state]),
+            _epoch(status),
+            _number(progress.pseudo_dice if progress else status.dice),
+            clock_time(progress.seconds_left) if progress else "",
+            status.where or "",
+        )
+    if len(rows) > ROWS_SHOWN:
+        table.add_row(f"… and {len(rows) - ROWS_SHOWN} more")
     return table
 
 
 def counts(statuses: Iterable[Status]) -> str:
     """How many jobs are in which state."""
-    number: Counter[str] = Counter(status.state for status in statuses)
-    states = dict.fromkeys([*STYLES, *number])
+    number = Counter(status.state for status in statuses)
+    states: list[State] = ["done", *(state for state in STATES if state != "done")]
     return ", ".join(f"{number[state]} {state}" for state in states if number[state])
 
 
@@ -120,7 +130,7 @@ def _cell(status: Status) -> Text:
     details = []
     if status.dice is not None:
         details.append(_number(status.dice))
-    if status.state in ("running", "interrupted") and status.progress:
+    if status.state in SHOWS_PROGRESS and status.progress:
         dice, left = status.progress.pseudo_dice, status.progress.seconds_left
         details += [_epoch(status), f"pseudo Dice {_number(dice)}" if dice is not None else ""]
         if status.state == "running" and left:
@@ -128,12 +138,12 @@ def _cell(status: Status) -> Text:
     if status.state == "queued":
         details.append(status.where or "")
     shown = ", ".join(filter(None, details))
-    return Text(f"{status.state} {shown}".strip(), style=STYLES.get(status.state, "dim"))
+    return Text(f"{status.state} {shown}".strip(), style=STATES[status.state])
 
 
 def _epoch(status: Status) -> str:
     progress = status.progress
-    if progress is None or progress.epoch is None:
+    if progress is None or progress.epoch is None or status.state not in SHOWS_PROGRESS:
         return ""
     if progress.validating and status.state == "running":
         return "validating"
@@ -145,12 +155,13 @@ def _number(value: float | None) -> str:
 
 
 def clock_time(seconds: float | None) -> str:
-    """A duration in hours and minutes.
+    """A duration in minutes, or hours and minutes.
 
     Example:
-        >>> clock_time(3725), clock_time(20), clock_time(None)
-        ('1:02 h', '0:00 h', '')
+        >>> clock_time(3725), clock_time(125), clock_time(None)
+        ('1:02 h', '2 min', '')
     """
     if seconds is None:
         return ""
-    return f"{int(seconds) // 3600}:{int(seconds) % 3600 // 60:02d} h"
+    minutes = int(seconds) // 60
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d} h"
