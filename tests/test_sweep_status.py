@@ -175,6 +175,15 @@ def test_plans_that_are_being_written(jobs, tmp_path):
     assert states(jobs) == ["not started"] * 4
 
 
+def test_one_folder_out_of_reach_does_not_hide_the_others(jobs):
+    jobs[0].records.parent.mkdir(parents=True)
+    jobs[0].records.symlink_to(jobs[0].records.name)  # a loop, which no user may follow
+    finish(_made(jobs[1].folder))
+    statuses = look_at_all(jobs)
+    assert [status.state for status in statuses] == ["failed", "done", "not started", "not started"]
+    assert "cannot be read: " in statuses[0].error
+
+
 def test_the_command(jobs, capsys):
     finish(_made(jobs[0].folder), dice=0.75)
     log(_made(jobs[3].folder), START + SECOND)

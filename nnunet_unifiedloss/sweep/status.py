@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,19 +71,24 @@ def look(job: Job, now: float, queue: Mapping[str, str] | None = None) -> Status
         now: The time by the file server's clock, see :func:`look_at_all`.
         queue: The state of each job in Slurm's queue by its number.
     """
+    try:
+        return _look(job, now, queue or {})
+    except OSError as error:  # one folder out of reach must not end a whole sweep
+        return Status(job, "failed", error=f"cannot be read: {error}")
+
+
+def _look(job: Job, now: float, queue: Mapping[str, str]) -> Status:
     folder = job.folder if isinstance(job, TrainingJob) else None
     if _holds(job.is_done):
         return Status(job, "done", dice=validation_dice(folder) if folder else None)
     last = last_attempt(job.records)
-    progress = None
-    with contextlib.suppress(OSError):
-        progress = read_progress(folder) if folder else None
+    progress = read_progress(folder) if folder else None
     log = last.log if last is not None and last.log.is_file() else None
     if last is not None and last.is_alive(now):
         return Status(job, "running", progress, where=last.host, since=last.began, log=log)
     if progress is not None and _grows_without_us(progress, last, now):
         return Status(job, "running", progress, where=BY_HAND, since=progress.changed)
-    if (number := submission(job)) is not None and number in (queue or {}):
+    if (number := submission(job)) is not None and number in queue:
         return Status(job, "queued", progress, where=f"Slurm job {number}")
     if last is not None and last.outcome == "failed":
         return Status(job, "failed", progress, ended=last.ended, error=last.error, log=log)
@@ -135,10 +139,10 @@ def submission(job: Job) -> str | None:
 
 
 def _holds(condition: Callable[[], bool]) -> bool:
-    """Whether something is so; one file that cannot be read must not end a whole sweep."""
+    """Whether something is so; a file that is cut short is just being written."""
     try:
         return condition()
-    except (ValueError, OSError):  # it may be being written just now
+    except ValueError:
         return False
 
 
