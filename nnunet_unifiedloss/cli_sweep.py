@@ -104,8 +104,9 @@ def _jobs(arguments: argparse.Namespace) -> list[Job]:
         for names in (arguments.c, arguments.tr, arguments.p, arguments.f)
     )
     if c and tr:
+        options = {"plans": p or [DEFAULT_PLANS], "device": arguments.device}
         return plan_jobs(
-            datasets, c, tr, f or DEFAULT_FOLDS, plans=p or [DEFAULT_PLANS], device=arguments.device
+            datasets, c, tr, f or DEFAULT_FOLDS, **options, to_run=not arguments.status
         )
     results = nnunet_folder("nnUNet_results")
     return [

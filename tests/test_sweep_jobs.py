@@ -170,6 +170,7 @@ def test_configurations_that_are_not_planned(folders, preprocessed):
 def test_what_cannot_be_prepared(folders):
     with pytest.raises(ValueError, match=r"-d Dataset009_None: .* not in nnUNet_raw=.*remedy"):
         plan_jobs(["Dataset009_None"], ["2d"], [OURS], ["0"])
+    assert len(plan_jobs(["Dataset009_None"], ["2d"], [OURS], ["0"], to_run=False)) == 2
     with pytest.raises(ValueError, match=r"-p myPlans: .* no planner.*-overwrite_plans_name"):
         plan_jobs([DATASET], ["2d"], [OURS], ["0"], plans=["myPlans"])
 

@@ -129,7 +129,8 @@ def test_preempted_by_an_urgent_job(folders, monkeypatch):
     monkeypatch.setenv("FAKE_SECONDS", "8")
     running = Running(fake_nnunet.jobs(["A"], ["0"]), "cpus_per_task=2")
     running.number()
-    tell("sbatch", "--partition=urgent", "--cpus-per-task=2", "--mem=100", "--wrap=sleep 1")
+    options = "--partition=urgent --cpus-per-task=2 --mem=100 --output=/dev/null"
+    tell("sbatch", *options.split(), "--wrap=sleep 1")
     assert running.states() == ["done"]
     check_continued(running.jobs[0])
 

@@ -21,6 +21,7 @@ def plan_jobs(
     *,
     plans: Sequence[str] = (DEFAULT_PLANS,),
     device: str | None = None,
+    to_run: bool = True,
 ) -> list[Job]:
     """The jobs of a matrix of trainings, each after those that it requires.
 
@@ -33,16 +34,23 @@ def plan_jobs(
         folds: ``0`` to ``4``, or ``all``.
         plans: Identifiers of the plans.
         device: Device to train on; nnU-Net's own default if None.
+        to_run: Whether they are to be run, and not only to be looked at, perhaps from a computer
+            that has not all of the data.
 
     Raises:
-        ValueError: No data set has one of the configurations, or a data set can't be planned.
+        ValueError: No data set has one of the configurations, or one that is to be run can't be
+            planned and preprocessed.
     """
     _check_configurations(datasets, configurations, plans)
-    return [
+    jobs = [
         job
         for dataset, identifier in itertools.product(datasets, plans)
         for job in _jobs(dataset, identifier, configurations, trainers, folds, device)
     ]
+    for job in jobs if to_run else []:
+        if isinstance(job, Preparation):
+            _check_source(job)
+    return jobs
 
 
 def _jobs(
@@ -59,9 +67,7 @@ def _jobs(
     wanted = tuple(dict.fromkeys([*stages.values(), *configurations]))
     preparation = Preparation(dataset, identifier, wanted)
     due = () if preparation.is_done() else (preparation,)
-    if due:
-        _check_source(preparation)
-        yield preparation
+    yield from due
     all_folds = [str(fold) for fold in range(len(plans.folds() or range(DEFAULT_FOLDS)))]
     of_stage: dict[tuple[str, str], list[Job]] = defaultdict(list)
     for name, trainer in itertools.product(wanted, trainers):
