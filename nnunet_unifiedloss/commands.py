@@ -50,11 +50,13 @@ def running(
         arguments: The command.
         environment: Its environment variables.
         output: Descriptor of the log file.
-        shielded: Slurm sends its signals to all processes of a job: the command is to ignore those
-            that announce an end, and this process, whose handlers stay as they are, decides.
+        shielded: Slurm sends its signals to all processes of a job: the command is to ignore the one
+            that submitit asks for before the time is over, and this process, whose handlers stay as
+            they are, decides what to do. SIGTERM cannot be ignored, as nnU-Net ends its workers
+            with it.
     """
     if shielded:
-        arguments = ["sh", "-c", "trap '' TERM USR2; exec \"$@\"", "sh", *arguments]
+        arguments = ["sh", "-c", "trap '' USR2; exec \"$@\"", "sh", *arguments]
     with contextlib.nullcontext() if shielded else termination_as_exception():
         process = subprocess.Popen(
             arguments,
@@ -67,10 +69,10 @@ def running(
         try:
             yield process
         finally:
-            stop(process, 0.0 if shielded else SECONDS_TO_STOP)
+            stop(process)
 
 
-def stop(process: subprocess.Popen[bytes], patience: float = SECONDS_TO_STOP) -> None:
+def stop(process: subprocess.Popen[bytes]) -> None:
     """End the process and all that it started, gently first, unless it has ended well."""
     if process.poll() == 0:
         return
@@ -82,7 +84,7 @@ def stop(process: subprocess.Popen[bytes], patience: float = SECONDS_TO_STOP) ->
             os.killpg(process.pid, signal.SIGTERM)
             try:
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(patience)
+                    process.wait(SECONDS_TO_STOP)
             finally:
                 os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -29,6 +29,7 @@ from nnunet_unifiedloss.sweep.status import filesystem_clock, look
 
 SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_TO_SAVE = 30.0
+SECONDS_OF_GRACE = 3600.0
 EXIT_BUSY = 75  # "try again later" of sysexits.h
 
 
@@ -79,6 +80,10 @@ def _run_what_is_missing(job: Job, own: OwnAttempt, shielded: bool) -> None:
         job.tidy()
         command = job.command()
         status = _run(job, command, own, shared, shielded)
+    if shielded and status == -signal.SIGTERM:
+        # Slurm has preempted, requeued or cancelled the job, and kills this process when it is
+        # time; who ends by himself before is not requeued.
+        time.sleep(SECONDS_OF_GRACE)
     output = own.attempt.log.read_text(encoding="utf-8", errors="replace")
     if status != 0:
         raise JobFailedError(first_error(output) or _last_line(output) or ending(status))
