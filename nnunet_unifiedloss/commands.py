@@ -50,10 +50,10 @@ def running(
         arguments: The command.
         environment: Its environment variables.
         output: Descriptor of the log file.
-        shielded: Slurm sends its signals to all processes of a job: the command is to ignore the one
-            that submitit asks for before the time is over, and this process, whose handlers stay as
-            they are, decides what to do. SIGTERM cannot be ignored, as nnU-Net ends its workers
-            with it.
+        shielded: Slurm sends its signals to all processes of a job: the command is to ignore the
+            one that submitit asks for before the time is over, and this process, whose handlers
+            stay as they are, decides what to do. SIGTERM cannot be ignored, as nnU-Net ends its
+            workers with it.
     """
     if shielded:
         arguments = ["sh", "-c", "trap '' USR2; exec \"$@\"", "sh", *arguments]

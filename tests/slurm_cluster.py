@@ -10,6 +10,7 @@ import contextlib
 import getpass
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -134,6 +135,7 @@ def _free_port() -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     with slurm_cluster(Path(sys.argv[1]).resolve()) as variables:
         print(f"export SLURM_CONF={variables['SLURM_CONF']}", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
