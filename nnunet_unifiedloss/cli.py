@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnunet_unifiedloss import __version__
+from nnunet_unifiedloss import __version__, cli_sweep
 from nnunet_unifiedloss.probe import DEVICES
 
 if TYPE_CHECKING:
@@ -117,6 +117,8 @@ def _parser() -> argparse.ArgumentParser:
         "1, 5, 10, 20, 50, 100, … (default: %(default)s)",
     )
     command.add_argument("-device", choices=DEVICES, default="cpu", help="(default: %(default)s)")
+    command = add("sweep", cli_sweep.run, "Train a matrix of trainings, here or on a cluster.")
+    cli_sweep.add_arguments(command)
     return parser
 
 

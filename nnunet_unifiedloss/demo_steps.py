@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from rich.console import Console
 from nnunet_unifiedloss.demo_commands import say
 from nnunet_unifiedloss.files import write_atomically
 from nnunet_unifiedloss.phantom import DATASET_ID, DATASET_NAME, FILE_ENDING
+from nnunet_unifiedloss.trainings import resume_flags, set_broken_checkpoints_aside
 
 __all__ = ["Step", "plan_step", "prediction_folder", "prediction_step", "training_step"]
 
@@ -116,30 +116,12 @@ def training_step(folder: Path, trainer: str, epochs: int, device: str) -> Step:
         return final.is_file() and summary.is_file()
 
     def command() -> list[str]:
-        whole = _drop_broken_checkpoints(output)
+        set_broken_checkpoints_aside(output)
         arguments = f"{DATASET_ID} {CONFIGURATION} 0 -tr {trainer} -device {device}".split()
-        if "checkpoint_final.pth" in whole:
-            arguments.append("--val")
-        elif whole:
-            arguments.append("--c")
-        return ["nnUNetv2_train", *arguments]
+        return ["nnUNetv2_train", *arguments, *resume_flags(output)]
 
     log = folder / "logs" / f"train_{trainer}.log"
     return Step(f"train {trainer}", log, is_complete, command, epochs=epochs)
-
-
-def _drop_broken_checkpoints(output: Path) -> set[str]:
-    """Delete checkpoints that were cut off while being written; names of the whole ones.
-
-    A checkpoint is a zip archive, whose directory comes last: without it, it is not whole.
-    """
-    whole = set()
-    for path in output.glob("checkpoint_*.pth"):
-        if zipfile.is_zipfile(path):
-            whole.add(path.name)
-        else:
-            path.unlink()
-    return whole
 
 
 def prediction_step(folder: Path, trainer: str, device: str) -> Step:

@@ -10,7 +10,8 @@ import importlib
 import importlib.util
 import io
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -104,6 +105,26 @@ def variants_folder() -> Path:
         if (folder / "__init__.py").is_file():
             return folder
     raise DiscoveryError("nnU-Net v2 is not installed in this environment", "pip install nnunetv2")
+
+
+def check_found(trainers: Iterable[str]) -> None:
+    """Refuse trainers of ours that nnU-Net would not find, without importing it.
+
+    Args:
+        trainers: Names of trainers, ours or not.
+
+    Raises:
+        DiscoveryError: One is ours, and this environment is not set up for it.
+    """
+    sources = sorted(trainers_folder().glob("unifiedloss_*.py"))
+    text = "".join(path.read_text(encoding="utf-8") for path in sources)
+    known = set(re.findall(r"^class (nnUNetTrainer\w+)", text, re.MULTILINE))
+    ours = [name for name in trainers if name.partition("_")[0] in known]
+    external = {Path(folder).resolve() for folder in external_folders()}
+    if ours and trainers_folder() not in external and module_state() in ("absent", "foreign"):
+        raise DiscoveryError(
+            f"nnU-Net does not find {ours[0]} in this environment", "nnunet-unifiedloss install"
+        )
 
 
 def export_line(variable: str, value: str) -> str:

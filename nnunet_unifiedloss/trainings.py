@@ -5,9 +5,11 @@ Nothing here imports torch or nnU-Net: the state of a thousand trainings is read
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,12 +23,21 @@ __all__ = [
     "nnunet_folder",
     "read_json",
     "read_summary",
+    "resume_flags",
+    "set_broken_checkpoints_aside",
     "state",
+    "validation_dice",
+    "whole_and_broken_checkpoints",
 ]
 
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 # in the order in which nnU-Net's --c looks for one to continue from
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
+
+# where nnU-Net's summary.json has the mean Dice, and how it ends
+_HEAD = 4096
+_MEAN_DICE = re.compile(rb'^{\s+"foreground_mean": {[^{}]*?"Dice": ([\w.+-]+)')
+_END = b"\n}"
 
 State = Literal["finished", "interrupted", "absent"]
 
@@ -139,12 +150,68 @@ def state(folder: Path) -> State:
         ``finished``: nnU-Net's validation is complete; ``interrupted``: there is a checkpoint that
         ``--c`` continues from; ``absent``: there is neither.
     """
+    if validation_dice(folder) is not None:
+        return "finished"
+    resumable = any((folder / name).is_file() for name in CHECKPOINTS)
+    return "interrupted" if resumable else "absent"
+
+
+def validation_dice(folder: Path) -> float | None:
+    """nnU-Net's mean Dice over the foreground and the validation cases.
+
+    Args:
+        folder: A training's ``fold_X``.
+
+    Returns:
+        The mean, NaN if the summary has none, or None if the validation is not complete.
+    """
+    path = folder / "validation" / "summary.json"
     try:
-        read_summary(folder / "validation" / "summary.json")
-    except (FileNotFoundError, ValueError):
-        resumable = any((folder / name).is_file() for name in CHECKPOINTS)
-        return "interrupted" if resumable else "absent"
-    return "finished"
+        status = path.stat()
+        return _dice_of_version(path, status.st_mtime_ns, status.st_size)
+    except (OSError, ValueError):  # absent, cut short, or out of reach just now
+        return None
+
+
+@functools.cache
+def _dice_of_version(path: Path, _changed: int, _size: int) -> float:
+    """The mean Dice of a complete summary, read only when it has changed."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+        file.seek(max(0, _size - len(_END)))
+        end = file.read()
+    # nnU-Net indents: a brace at the start of a line is the last one, and the file is not cut
+    # short; the means come first. So there is no need to parse some hundred kB of cases.
+    if end == _END and (found := _MEAN_DICE.search(head)):
+        return float(found[1])
+    return float(read_summary(path).get("foreground_mean", {}).get("Dice", "nan"))
+
+
+def set_broken_checkpoints_aside(folder: Path) -> None:
+    """Rename checkpoints that were cut off while being written, which nnU-Net could not load.
+
+    Only for a training that is not running: a checkpoint that is being written looks the same.
+    """
+    for path in whole_and_broken_checkpoints(folder)[1]:
+        path.rename(path.with_name(f"{path.name}.broken"))
+
+
+def whole_and_broken_checkpoints(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The checkpoints of a training that nnU-Net can load, and those that were cut off.
+
+    A checkpoint is a zip archive, whose directory comes last: without it, it is not whole.
+    """
+    there = [folder / name for name in CHECKPOINTS if (folder / name).is_file()]
+    whole = [path for path in there if zipfile.is_zipfile(path)]
+    return whole, [path for path in there if path not in whole]
+
+
+def resume_flags(folder: Path) -> list[str]:
+    """The flags of ``nnUNetv2_train`` that go on with a training: none, ``--c`` or ``--val``."""
+    whole = [path.name for path in whole_and_broken_checkpoints(folder)[0]]
+    if CHECKPOINTS[0] in whole:
+        return ["--val"]
+    return ["--c"] if whole else []
 
 
 def read_summary(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from nnunet_unifiedloss.trainings import (
     find_trainings,
     nnunet_folder,
     state,
+    validation_dice,
 )
 
 
@@ -92,3 +94,21 @@ def test_the_state_of_a_training(tmp_path):
     assert state(finished) == "interrupted"
     summary.write_text(json.dumps({"metric_per_case": []}))
     assert state(finished) == "finished"
+
+
+@pytest.mark.parametrize("indent", [4, None])  # as nnU-Net writes it, and rewritten by somebody
+def test_the_mean_dice_of_a_validation_that_is_complete(tmp_path, indent):
+    folder = make(tmp_path / "fold_0")
+    summary = folder / "validation" / "summary.json"
+    assert validation_dice(folder) is None
+    metrics = {"Dice": 0.1, "IoU": 0.2}
+    case = {"metrics": {"1": metrics}, "prediction_file": "a.nii.gz"}
+    content = {"foreground_mean": {"Dice": 0.75}, "mean": {}, "metric_per_case": [case] * 99}
+    text = json.dumps(content, indent=indent, sort_keys=True)
+    for end in range(0, len(text), 211):
+        summary.write_text(text[:end])
+        assert validation_dice(folder) is None, text[:end]
+    summary.write_text(text)
+    assert validation_dice(folder) == 0.75
+    summary.write_text(text.replace("0.75", "NaN"))
+    assert math.isnan(validation_dice(folder))

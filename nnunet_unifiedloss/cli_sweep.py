@@ -1,0 +1,194 @@
+"""The command ``nnunet-unifiedloss sweep``: parses, calls the library, prints.
+
+Imports are inside the functions, as in :mod:`nnunet_unifiedloss.cli`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from nnunet_unifiedloss.probe import DEVICES
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from nnunet_unifiedloss.sweep import Job, Status
+
+DEFAULT_FOLDS = ["0", "1", "2", "3", "4"]
+BASELINE = "nnUNetTrainer"
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """The flags of the command: nnU-Net's own, and those of the launchers."""
+    from nnunet_unifiedloss.cli import _positive
+
+    def several(flag: str, text: str, metavar: str, **options: object) -> None:
+        command.add_argument(flag, nargs="+", metavar=metavar, help=text, **options)  # type: ignore[arg-type]
+
+    several("-d", "numbers or names of data sets", "DATASET", required=True)
+    several("-c", "configurations: 2d, 3d_fullres, …", "CONFIGURATION")
+    several("-tr", "trainers", "TRAINER")
+    several("-p", "plans (default: nnUNetPlans)", "PLANS")
+    several("-f", "folds, or all (default: 0 1 2 3 4)", "FOLD", type=_fold)
+    command.add_argument("-device", choices=DEVICES, help="(default: that of nnUNetv2_train, cuda)")
+    command.add_argument("--launcher", choices=("local", "slurm"), default="local")
+    several("--gpus", "GPUs of this computer, one job on each (default: no choice, one job)", "GPU")
+    command.add_argument("--jobs", type=_positive, metavar="N", help="how many jobs run at a time")
+    several(
+        "--slurm", "sbatch's options: partition=gpu time=24:00:00 mem=32G gres=gpu:1", "KEY=VALUE"
+    )
+    command.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
+    command.add_argument("--status", action="store_true", help="print how far each training is")
+    command.add_argument("--json", action="store_true", help="print the status as JSON")
+    command.add_argument("--compare", action="store_true", help="run compare when all is done")
+    command.add_argument("-o", metavar="DIR", default="report", help="folder of compare's report")
+
+
+def _fold(text: str) -> str:
+    if text != "all" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number or 'all', got {text!r}")
+    return text if text == "all" else str(int(text))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the sweep, or show what it would do or has done.
+
+    Returns:
+        0 if all is done, 1 if something has failed.
+    """
+    _check(arguments)
+    jobs = _jobs(arguments)
+    if arguments.status:
+        return _show_status(arguments, jobs)
+    if arguments.dry_run:
+        return _show_commands(jobs)
+    return _launch(arguments, jobs)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse flags that do not go together."""
+    local = arguments.launcher == "local"
+    refusals = {
+        "--json: is for --status; remedy: add --status": arguments.json and not arguments.status,
+        "-c and -tr: only --status can do without; remedy: name configurations and trainers": not (
+            arguments.status or (arguments.c and arguments.tr)
+        ),
+        "--slurm: is for --launcher slurm; remedy: add it": arguments.slurm and local,
+        "--gpus: is for --launcher local; remedy: --slurm gres=gpu:1": arguments.gpus and not local,
+        f"--gpus: makes no sense with -device {arguments.device}; remedy: leave one of them out": (
+            arguments.gpus and arguments.device not in (None, "cuda")
+        ),
+    }
+    for text, refused in refusals.items():
+        if refused:
+            raise ValueError(text)
+    for name in arguments.tr or []:
+        if "__" in name or "/" in name:
+            raise ValueError(f"-tr {name}: '__' and '/' cannot be part of a trainer's name")
+
+
+def _jobs(arguments: argparse.Namespace) -> list[Job]:
+    """The matrix; for the status without one, what there is."""
+    from nnunet_unifiedloss.sweep import DEFAULT_PLANS, TrainingJob, plan_jobs
+    from nnunet_unifiedloss.trainings import dataset_name, find_trainings, nnunet_folder
+
+    datasets = list(dict.fromkeys(dataset_name(name) for name in arguments.d))
+    c, tr, p, f = (
+        list(dict.fromkeys(names or []))
+        for names in (arguments.c, arguments.tr, arguments.p, arguments.f)
+    )
+    if c and tr:
+        options = {"plans": p or [DEFAULT_PLANS], "device": arguments.device}
+        return plan_jobs(
+            datasets, c, tr, f or DEFAULT_FOLDS, **options, to_run=not arguments.status
+        )
+    results = nnunet_folder("nnUNet_results")
+    return [
+        TrainingJob(training)
+        for dataset in datasets
+        for training in find_trainings(results, dataset)
+        if (not c or training.configuration in c)
+        and (not tr or training.trainer in tr)
+        and (not p or training.plans in p)
+        and (not f or training.fold in f)
+    ]
+
+
+def _show_status(arguments: argparse.Namespace, jobs: Sequence[Job]) -> int:
+    from nnunet_unifiedloss.cli import _console
+    from nnunet_unifiedloss.sweep import look_at_all
+    from nnunet_unifiedloss.sweep.queue import read_queue
+    from nnunet_unifiedloss.sweep.tables import as_json
+
+    statuses = look_at_all(jobs, read_queue())
+    if arguments.json:
+        print(json.dumps(as_json(statuses), indent=2))
+    else:
+        _print_result(_console(), statuses)
+    return 0
+
+
+def _show_commands(jobs: Sequence[Job]) -> int:
+    from nnunet_unifiedloss.sweep import look_at_all
+    from nnunet_unifiedloss.sweep.queue import read_queue
+    from nnunet_unifiedloss.sweep.tables import counts
+
+    statuses = look_at_all(jobs, read_queue())
+    for status in statuses:
+        if status.state not in ("done", "running", "queued", "unplanned"):
+            print(shlex.join(status.job.command()))
+    print(counts(statuses), file=sys.stderr)
+    return 0
+
+
+def _launch(arguments: argparse.Namespace, jobs: Sequence[Job]) -> int:
+    from nnunet_unifiedloss.cli import _console
+    from nnunet_unifiedloss.discovery import check_found
+    from nnunet_unifiedloss.sweep.display import Display
+
+    check_found(arguments.tr)
+    console = _console()
+    display = Display(console)
+    if arguments.launcher == "slurm":
+        from nnunet_unifiedloss.sweep.slurm import SlurmSweep
+
+        statuses = SlurmSweep(jobs, arguments.slurm or [], arguments.jobs, display).run()
+    else:
+        from nnunet_unifiedloss.sweep.local import LocalSweep
+
+        gpus = arguments.gpus or []
+        parallel = arguments.jobs or max(1, len(gpus))
+        statuses = LocalSweep(jobs, gpus, parallel, display).run()
+    _print_result(console, statuses)
+    if any(status.state not in ("done", "unplanned") for status in statuses):
+        console.print("not all is done; the same command goes on from here", soft_wrap=True)
+        return 1
+    return _compare(arguments)
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    """Print the command that compares the trainers, and run it if that was asked for."""
+    baseline = BASELINE if BASELINE in arguments.tr else arguments.tr[0]
+    command = ["compare", "-d", *arguments.d, "-c", *arguments.c, "-tr", *arguments.tr]
+    command += ["-p", *arguments.p] if arguments.p else []
+    command += ["-f", *(arguments.f or DEFAULT_FOLDS), "-o", arguments.o, "--baseline", baseline]
+    print(shlex.join(["nnunet-unifiedloss", *command]), flush=True)
+    if not arguments.compare:
+        return 0
+    program = [sys.executable, "-m", "nnunet_unifiedloss"]
+    return subprocess.run([*program, *command], check=False).returncode
+
+
+def _print_result(console: Console, statuses: Sequence[Status]) -> None:
+    from nnunet_unifiedloss.sweep.tables import counts, failing_lines, matrix_table
+
+    console.print(matrix_table(statuses))
+    for line in failing_lines(statuses):
+        console.print(line, soft_wrap=True)
+    console.print(counts(statuses))

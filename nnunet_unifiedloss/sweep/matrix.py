@@ -1,0 +1,114 @@
+"""The matrix of a sweep as jobs: data sets × plans × configurations × trainers × folds."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+from nnunet_unifiedloss.sweep.jobs import DEFAULT_PLANS, Job, Preparation, TrainingJob, plans_of
+from nnunet_unifiedloss.sweep.plans import planner_of
+from nnunet_unifiedloss.trainings import Training, nnunet_folder
+
+DEFAULT_FOLDS = 5
+
+
+def plan_jobs(
+    datasets: Sequence[str],
+    configurations: Sequence[str],
+    trainers: Sequence[str],
+    folds: Sequence[str],
+    *,
+    plans: Sequence[str] = (DEFAULT_PLANS,),
+    device: str | None = None,
+    to_run: bool = True,
+) -> list[Job]:
+    """The jobs of a matrix of trainings, each after those that it requires.
+
+    Added are the preparations that are due and, for a cascade, all folds of the stage before it.
+
+    Args:
+        datasets: Names of the data sets.
+        configurations: ``2d``, ``3d_fullres``, …
+        trainers: Names of the trainers.
+        folds: ``0`` to ``4``, or ``all``.
+        plans: Identifiers of the plans.
+        device: Device to train on; nnU-Net's own default if None.
+        to_run: Whether they are to be run, and not only to be looked at, perhaps from a computer
+            that has not all of the data.
+
+    Raises:
+        ValueError: No data set has one of the configurations, or one that is to be run can't be
+            planned and preprocessed.
+    """
+    _check_configurations(datasets, configurations, plans)
+    jobs = [
+        job
+        for dataset, identifier in itertools.product(datasets, plans)
+        for job in _jobs(dataset, identifier, configurations, trainers, folds, device)
+    ]
+    for job in jobs if to_run else []:
+        if isinstance(job, Preparation):
+            _check_source(job)
+    return jobs
+
+
+def _jobs(
+    dataset: str,
+    identifier: str,
+    configurations: Sequence[str],
+    trainers: Sequence[str],
+    folds: Sequence[str],
+    device: str | None,
+) -> Iterator[Job]:
+    """The jobs of one data set with one plans file."""
+    plans = plans_of(dataset, identifier)
+    stages = {name: stage for name in configurations if (stage := plans.previous_stage(name))}
+    wanted = tuple(dict.fromkeys([*stages.values(), *configurations]))
+    preparation = Preparation(dataset, identifier, wanted)
+    due = () if preparation.is_done() else (preparation,)
+    yield from due
+    all_folds = [str(fold) for fold in range(len(plans.folds() or range(DEFAULT_FOLDS)))]
+    of_stage: dict[tuple[str, str], list[Job]] = defaultdict(list)
+    for name, trainer in itertools.product(wanted, trainers):
+        cascades = tuple(cascade for cascade, stage in stages.items() if stage == name)
+        asked = folds if name in configurations else []
+        before = of_stage[stages.get(name, ""), trainer]
+        for fold in dict.fromkeys([*asked, *(all_folds if cascades else [])]):
+            training = Training(dataset, name, identifier, trainer, fold)
+            next_stages = cascades if fold in all_folds else ()
+            job = TrainingJob(training, (*due, *before), device, next_stages)
+            yield job
+            if next_stages:
+                of_stage[name, trainer].append(job)
+
+
+def _check_configurations(
+    datasets: Sequence[str], configurations: Sequence[str], plans: Sequence[str]
+) -> None:
+    """Refuse a name that no data set knows, which is a typing error."""
+    known = set()
+    for dataset, identifier in itertools.product(datasets, plans):
+        known |= set(plans_of(dataset, identifier).configurations)
+    for name in configurations:
+        if name not in known:
+            raise ValueError(
+                f"-c {name}: none of the data sets has such a configuration, but they have "
+                f"{', '.join(sorted(known))}; remedy: correct the name, or add it to the plans"
+            )
+
+
+def _check_source(preparation: Preparation) -> None:
+    """Refuse what nnU-Net can neither plan nor preprocess."""
+    if not (nnunet_folder("nnUNet_raw") / preparation.dataset).is_dir():
+        raise ValueError(
+            f"-d {preparation.dataset}: is not preprocessed for {preparation.plans_identifier} "
+            f"{' '.join(preparation.configurations)}, and not in nnUNet_raw="
+            f"{nnunet_folder('nnUNet_raw')}; remedy: put the data set there"
+        )
+    if not preparation.plans.exist and planner_of(preparation.plans_identifier) is None:
+        raise ValueError(
+            f"-p {preparation.plans_identifier}: {preparation.plans.file} is not there, and no "
+            "planner of nnU-Net's writes plans of this name; remedy: nnUNetv2_plan_experiment -d "
+            f"{preparation.dataset} -overwrite_plans_name {preparation.plans_identifier} …"
+        )

@@ -1,0 +1,152 @@
+"""What nnU-Net's plans say about a data set's configurations, and what is preprocessed.
+
+Nothing here imports torch or nnU-Net: a thousand jobs are planned in a second.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_unifiedloss.trainings import read_json
+
+# what nnU-Net's planners plan, if the images are large enough
+STANDARD_CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "2d": {},
+    "3d_fullres": {},
+    "3d_lowres": {"next_stage": "3d_cascade_fullres"},
+    "3d_cascade_fullres": {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"},
+}
+
+
+@dataclass(frozen=True)
+class Plans:
+    """One plans file of a data set, or what nnU-Net will plan where there is none yet.
+
+    Attributes:
+        folder: The data set's folder below ``nnUNet_preprocessed``.
+        identifier: ``nnUNetPlans``, …
+    """
+
+    folder: Path
+    identifier: str
+
+    @property
+    def file(self) -> Path:
+        """Where nnU-Net keeps them."""
+        return self.folder / f"{self.identifier}.json"
+
+    @property
+    def exist(self) -> bool:
+        """Whether the data set is planned."""
+        return self.file.is_file()
+
+    @property
+    def configurations(self) -> dict[str, dict[str, Any]]:
+        """The configurations by name."""
+        if not self.exist:
+            return STANDARD_CONFIGURATIONS
+        content = _read(self.file)
+        try:
+            configurations: dict[str, dict[str, Any]] = content["configurations"]
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{self.file}: has no 'configurations', so these are no plans of nnU-Net; "
+                f"remedy: delete it, nnUNetv2_plan_and_preprocess writes it again"
+            ) from error
+        return configurations
+
+    def setting(self, configuration: str, name: str) -> Any:  # noqa: ANN401 (whatever is set)
+        """A setting of a configuration or of those that it inherits from; None if there is none."""
+        seen: set[str] = set()
+        configurations = self.configurations
+        while configuration in configurations and configuration not in seen:
+            seen.add(configuration)
+            settings = configurations[configuration]
+            if name in settings:
+                return settings[name]
+            configuration = settings.get("inherits_from", "")
+        return None
+
+    def data_folder(self, configuration: str) -> Path:
+        """Where the preprocessed images of a configuration are."""
+        base = "3d_fullres" if configuration == "3d_cascade_fullres" else configuration
+        default = f"{self.identifier}_{base}"
+        return self.folder / (self.setting(configuration, "data_identifier") or default)
+
+    def previous_stage(self, configuration: str) -> str | None:
+        """The configuration whose predictions a cascade takes as input."""
+        stage: str | None = self.setting(configuration, "previous_stage")
+        return stage
+
+    def is_preprocessed(self, configuration: str) -> bool:
+        """Whether every case is preprocessed and has its reference segmentation.
+
+        nnU-Net writes a case's ``.pkl`` last, and copies the references after all cases.
+        """
+        try:
+            ending = _read(self.folder / "dataset.json")["file_ending"]
+            names = [path.name for path in (self.folder / "gt_segmentations").iterdir()]
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return False
+        references = {name.removesuffix(ending) for name in names if name.endswith(ending)}
+        done = {path.name[:-4] for path in self.data_folder(configuration).glob("*.pkl")}
+        return bool(references) and references == done
+
+    def folds(self) -> list[list[str]] | None:
+        """The validation cases of each fold; None while nnU-Net has not split the data set."""
+        try:
+            return [fold["val"] for fold in _read(self.folder / "splits_final.json")]
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
+
+
+def planner_of(identifier: str) -> str | None:
+    """The planner of nnU-Net that writes plans of this name.
+
+    It is read from nnU-Net's source, as importing nnU-Net takes seconds.
+
+    Example:
+        >>> planner_of("nnUNetResEncUNetLPlans")
+        'nnUNetPlannerResEncL'
+    """
+    return _planners().get(identifier)
+
+
+@functools.cache
+def _planners() -> dict[str, str]:
+    specification = importlib.util.find_spec("nnunetv2")
+    if specification is None or not specification.submodule_search_locations:
+        raise RuntimeError("nnU-Net is not installed; remedy: pip install nnunetv2")
+    folder = Path(specification.submodule_search_locations[0]) / "experiment_planning"
+    planners: dict[str, str] = {}
+    for path in sorted((folder / "experiment_planners").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and (plans := _default_plans(node)):
+                planners.setdefault(plans, node.name)
+    return planners
+
+
+def _default_plans(planner: ast.ClassDef) -> str | None:
+    """The default of the argument ``plans_name`` of a planner's constructor."""
+    for node in planner.body:
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            names = [argument.arg for argument in node.args.args][-len(node.args.defaults) :]
+            defaults = dict(zip(names, node.args.defaults, strict=False))
+            value = defaults.get("plans_name")
+            return str(value.value) if isinstance(value, ast.Constant) else None
+    return None
+
+
+def _read(path: Path) -> Any:  # noqa: ANN401 (whatever the file holds)
+    """A JSON file, read once and again only when it has changed."""
+    return _read_version(path, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _read_version(path: Path, _changed: int) -> Any:  # noqa: ANN401
+    return read_json(path)

@@ -1,0 +1,125 @@
+"""How far a training is, from the logs that nnU-Net writes while it trains."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median
+
+from nnunet_unifiedloss.trainings import read_json
+
+# some ten epochs; only the end of a log is read, as there may be a thousand on a slow file server
+TAIL = 8192
+LOGS_LOOKED_AT = 3
+SECONDS_WITHOUT_LOG = 600.0
+EPOCHS_WITHOUT_LOG = 3
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a training is.
+
+    Attributes:
+        epoch: Number of complete epochs.
+        epochs: Number of epochs of the whole training.
+        pseudo_dice: Mean over classes of the last epoch's pseudo Dice.
+        seconds_left: Estimated from the last epochs, without the validation at the end.
+        validating: All epochs are complete, nnU-Net predicts the validation cases.
+        changed: When the log last grew, in seconds since 1970.
+        patience: For how many seconds the log of a running training may stay as it is.
+    """
+
+    epoch: int | None = None
+    epochs: int | None = None
+    pseudo_dice: float | None = None
+    seconds_left: float | None = None
+    validating: bool = False
+    changed: float = 0.0
+    patience: float = SECONDS_WITHOUT_LOG
+
+
+def read_progress(folder: Path) -> Progress | None:
+    """Read how far a training is.
+
+    Args:
+        folder: Its ``fold_X``.
+
+    Returns:
+        The progress, or None if nnU-Net has not written a log.
+    """
+    logs = _logs(folder)
+    if not logs:
+        return None
+    text = ""
+    for _, path in logs[:LOGS_LOOKED_AT]:  # a continued training has one for each start
+        text = _tail(path) + text
+        if ": Epoch " in text:
+            break
+    started = [int(number) for number in re.findall(r": Epoch (\d+) *$", text, re.MULTILINE)]
+    durations = [float(number) for number in re.findall(r"Epoch time: ([\d.]+) s", text)]
+    epochs = _number_of_epochs(folder)
+    validating = "Training done." in text or ": predicting " in text
+    epoch = epochs if validating else _complete(text, started)
+    left = None
+    if durations and epochs is not None and epoch is not None:
+        left = max(0, epochs - epoch) * median(durations)
+    return Progress(
+        epoch=epoch,
+        epochs=epochs,
+        pseudo_dice=_pseudo_dice(text),
+        seconds_left=left,
+        validating=validating,
+        changed=logs[0][0],
+        patience=max([SECONDS_WITHOUT_LOG, *(EPOCHS_WITHOUT_LOG * d for d in durations)]),
+    )
+
+
+def _logs(folder: Path) -> list[tuple[float, Path]]:
+    """The logs and when they last grew, newest first."""
+    try:
+        with os.scandir(folder) as entries:
+            logs = [
+                (entry.stat().st_mtime, Path(entry.path))
+                for entry in entries
+                if entry.name.startswith("training_log_") and entry.name.endswith(".txt")
+            ]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(logs, reverse=True)
+
+
+def _tail(path: Path) -> str:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL))
+        return file.read().decode("utf-8", errors="replace")
+
+
+def _complete(text: str, started: list[int]) -> int | None:
+    if not started:
+        return None
+    after = text.rpartition(f": Epoch {started[-1]}")[2]
+    return started[-1] + ("Epoch time: " in after)
+
+
+def _number_of_epochs(folder: Path) -> int | None:
+    """From what nnU-Net notes about the trainer when it starts."""
+    try:
+        return int(read_json(folder / "debug.json")["num_epochs"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _pseudo_dice(text: str) -> float | None:
+    """The mean of the last list, which old NumPy writes as ``0.8`` and new as ``np.float32(0.8)``.
+
+    Example:
+        >>> _pseudo_dice("Pseudo dice [0.5, nan, 0.7] ")
+        0.6
+        >>> _pseudo_dice("Pseudo dice [np.float32(0.5), np.float32(nan)] ")
+        0.5
+    """
+    lists = re.findall(r"Pseudo dice \[(.*)\]", text)
+    values = re.findall(r"([\d.]+(?:e[+-]?\d+)?)(?=[),\]])", f"{lists[-1]}]") if lists else []
+    return fmean(map(float, values)) if values else None

@@ -1,0 +1,167 @@
+"""The status of a sweep for people (tables) and programs (JSON)."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from nnunet_unifiedloss.sweep.jobs import DEFAULT_PLANS, Job, TrainingJob
+from nnunet_unifiedloss.sweep.status import State, Status
+
+# in the order of the live table
+STATES: dict[State, str] = {
+    "running": "bold cyan",
+    "failed": "bold red",
+    "blocked": "red",
+    "interrupted": "yellow",
+    "queued": "cyan",
+    "not started": "dim",
+    "done": "green",
+    "unplanned": "dim",
+}
+SHOWS_PROGRESS = ("running", "interrupted")
+ROWS_SHOWN = 25
+
+
+def matrix_table(statuses: Sequence[Status]) -> Table:
+    """One row for each model, one column for each fold."""
+    rows: dict[tuple[str, str, str], dict[str, Status]] = {}
+    for status in statuses:
+        if isinstance(status.job, TrainingJob):
+            training = status.job.training
+            configuration = _configuration(training.configuration, training.plans)
+            row = rows.setdefault((training.dataset, configuration, training.trainer), {})
+            row[training.fold] = status
+    folds = list(dict.fromkeys(fold for of_fold in rows.values() for fold in of_fold))
+    table = Table("data set", "configuration", "trainer", *(f"fold {fold}" for fold in folds))
+    for names, of_fold in rows.items():
+        cells = [_cell(of_fold[fold]) if fold in of_fold else Text("") for fold in folds]
+        table.add_row(*names, *cells)
+    return table
+
+
+def live_table(statuses: Sequence[Status]) -> Table:
+    """How many jobs are in which state, and the first of them, those that run at the top."""
+    columns = ("job", "state", "epoch", "pseudo Dice", "time left", "where")
+    table = Table(*columns, title=counts(statuses))
+    order = list(STATES)
+    rows = sorted(statuses, key=lambda status: order.index(status.state))
+    for status in rows[:ROWS_SHOWN]:
+        progress = status.progress if status.state in SHOWS_PROGRESS else None
+        table.add_row(
+            status.job.name,
+            Text(status.state, style=STATES[status.state]),
+            _epoch(status),
+            _number(progress.pseudo_dice if progress else status.dice),
+            clock_time(progress.seconds_left) if progress else "",
+            status.where or "",
+        )
+    if len(rows) > ROWS_SHOWN:
+        table.add_row(f"… and {len(rows) - ROWS_SHOWN} more")
+    return table
+
+
+def counts(statuses: Iterable[Status]) -> str:
+    """How many jobs are in which state."""
+    number = Counter(status.state for status in statuses)
+    states: list[State] = ["done", *(state for state in STATES if state != "done")]
+    return ", ".join(f"{number[state]} {state}" for state in states if number[state])
+
+
+def failing_lines(statuses: Iterable[Status]) -> list[str]:
+    """What failed, why, and where to read more."""
+    lines = []
+    for status in statuses:
+        if status.state in ("failed", "blocked"):
+            lines.append(f"{status.state}: {status.job.name}: {status.error}")
+        if status.state == "failed" and status.log:
+            lines.append(f"  log: {status.log}")
+        if status.state == "unplanned":
+            lines.append(f"left out: {status.job.name}: nnU-Net has not planned this configuration")
+    return lines
+
+
+def as_json(statuses: Iterable[Status]) -> list[dict[str, Any]]:
+    """The status of each job with everything that is known."""
+    return [_as_json(status) for status in statuses]
+
+
+def _as_json(status: Status) -> dict[str, Any]:
+    progress = status.progress
+    return {
+        "job": status.job.name,
+        **_names(status.job),
+        "state": status.state,
+        "epoch": progress.epoch if progress else None,
+        "epochs": progress.epochs if progress else None,
+        "pseudo_dice": progress.pseudo_dice if progress else None,
+        "seconds_left": progress.seconds_left if progress else None,
+        "dice": None if status.dice is None or math.isnan(status.dice) else status.dice,
+        "where": status.where,
+        "since": status.since,
+        "error": status.error,
+        "log": str(status.log) if status.log else None,
+    }
+
+
+def _names(job: Job) -> dict[str, str]:
+    if not isinstance(job, TrainingJob):
+        return {}
+    training = job.training
+    return {
+        "dataset": training.dataset,
+        "configuration": training.configuration,
+        "plans": training.plans,
+        "trainer": training.trainer,
+        "fold": training.fold,
+    }
+
+
+def _configuration(configuration: str, plans: str) -> str:
+    return configuration if plans == DEFAULT_PLANS else f"{configuration} ({plans})"
+
+
+def _cell(status: Status) -> Text:
+    details = []
+    if status.dice is not None:
+        details.append(_number(status.dice))
+    if status.state in SHOWS_PROGRESS and status.progress:
+        dice, left = status.progress.pseudo_dice, status.progress.seconds_left
+        details += [_epoch(status), f"pseudo Dice {_number(dice)}" if dice is not None else ""]
+        if status.state == "running" and left:
+            details.append(f"{clock_time(left)} left")
+    if status.state == "queued":
+        details.append(status.where or "")
+    shown = ", ".join(filter(None, details))
+    return Text(f"{status.state} {shown}".strip(), style=STATES[status.state])
+
+
+def _epoch(status: Status) -> str:
+    progress = status.progress
+    if progress is None or progress.epoch is None or status.state not in SHOWS_PROGRESS:
+        return ""
+    if progress.validating and status.state == "running":
+        return "validating"
+    return f"{progress.epoch}/{progress.epochs or '?'}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None or math.isnan(value) else f"{value:.3f}"
+
+
+def clock_time(seconds: float | None) -> str:
+    """A duration in minutes, or hours and minutes.
+
+    Example:
+        >>> clock_time(3725), clock_time(125), clock_time(None)
+        ('1:02 h', '2 min', '')
+    """
+    if seconds is None:
+        return ""
+    minutes = int(seconds) // 60
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d} h"

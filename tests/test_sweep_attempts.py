@@ -1,0 +1,190 @@
+"""Locks: one owner at a time, none for ever, on this computer and across a cluster."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nnunet_unifiedloss.sweep import attempts
+from nnunet_unifiedloss.sweep.attempts import Process, alone, begin, clock, last_attempt
+
+CONTENDERS = 8
+
+
+def write_attempt(folder: Path, number: int = 1, **changes) -> Path:
+    """An attempt of a process that is gone, changed as wanted."""
+    own = begin(folder, "job")
+    assert own is not None
+    path = folder / f"attempt_{number:03d}.json"
+    attempt = replace(own.attempt, path=path, owner=gone(), **changes)
+    own.attempt.path.unlink()
+    path.write_text(attempts._as_json(attempt))
+    return path
+
+
+def gone() -> Process:
+    """A process of this machine that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    found = Process.of(process.pid)
+    process.communicate()
+    return found
+
+
+def is_alive(folder: Path) -> bool:
+    last = last_attempt(folder)
+    assert last is not None
+    return last.is_alive(clock(folder))
+
+
+def age(path: Path, seconds: float) -> None:
+    then = path.stat().st_mtime - seconds
+    os.utime(path, (then, then))
+
+
+def test_one_at_a_time_and_numbers_are_never_used_again(tmp_path):
+    assert last_attempt(tmp_path / "none") is None
+    first = begin(tmp_path, "job")
+    assert first is not None
+    with first:
+        assert begin(tmp_path, "job") is None
+        first.end("failed", "why")
+    last = last_attempt(tmp_path)
+    assert (last.outcome, last.error, last.log.name) == ("failed", "why", "attempt_001.log")
+    with begin(tmp_path, "job") as second:
+        assert second.attempt.path.name == "attempt_002.json"
+    assert last_attempt(tmp_path).outcome == "interrupted"  # left without an outcome
+    assert len(list(tmp_path.glob("attempt_*.json"))) == 2
+
+
+def contend(folder: Path, barrier, winners) -> None:
+    for round_ in range(5):
+        barrier.wait()
+        own = begin(folder / str(round_), "job")
+        winners.put((round_, own is not None))
+        barrier.wait()  # nobody ends before all have tried
+
+
+@pytest.mark.parametrize("before", ["nothing", "a dead one"])
+def test_of_many_at_once_exactly_one_wins(tmp_path, before):
+    if before == "a dead one":
+        for round_ in range(5):
+            write_attempt(tmp_path / str(round_))
+    context = multiprocessing.get_context("fork")
+    barrier, winners = context.Barrier(CONTENDERS), context.Queue()
+    processes = [
+        context.Process(target=contend, args=(tmp_path, barrier, winners))
+        for _ in range(CONTENDERS)
+    ]
+    for process in processes:
+        process.start()
+    results = [winners.get(timeout=60) for _ in range(5 * CONTENDERS)]
+    for process in processes:
+        process.join(60)
+    for round_ in range(5):
+        assert [won for number, won in results if number == round_].count(True) == 1
+
+
+def test_a_process_that_is_gone_holds_nothing(tmp_path):
+    write_attempt(tmp_path)
+    assert not is_alive(tmp_path)
+    assert begin(tmp_path, "job") is not None
+
+
+def test_a_number_that_another_process_has_now_holds_nothing(tmp_path):
+    mine = Process.of(os.getpid())
+    assert mine.is_alive()
+    assert not replace(mine, started=mine.started - 100).is_alive()
+
+
+def test_the_command_of_a_killed_owner_still_holds(tmp_path):
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        write_attempt(tmp_path, child=Process.of(child.pid))
+        assert is_alive(tmp_path)
+        assert begin(tmp_path, "job") is None
+    finally:
+        child.communicate()
+    assert not is_alive(tmp_path)
+
+
+def test_elsewhere_the_heartbeat_tells(tmp_path, monkeypatch):
+    path = write_attempt(tmp_path)
+    monkeypatch.setattr(attempts, "this_machine", lambda: "another computer")
+    assert is_alive(tmp_path)
+    age(path, attempts.SECONDS_WITHOUT_HEARTBEAT - 5)
+    assert is_alive(tmp_path)
+    age(path, 10)
+    assert not is_alive(tmp_path)
+
+
+def test_the_file_servers_clock_is_what_counts(tmp_path, monkeypatch):
+    write_attempt(tmp_path)
+    monkeypatch.setattr(attempts, "this_machine", lambda: "another computer")
+    monkeypatch.setattr(time, "time", lambda: 1e12)  # a computer whose clock is wrong
+    assert is_alive(tmp_path)
+
+
+def test_a_file_cut_short_holds_only_while_it_may_be_being_written(tmp_path):
+    path = tmp_path / "attempt_007.json"
+    path.write_text('{"job": "jo')
+    assert begin(tmp_path, "job") is None
+    age(path, attempts.SECONDS_WITHOUT_HEARTBEAT + 5)
+    own = begin(tmp_path, "job")
+    assert own is not None
+    assert own.attempt.path.name == "attempt_008.json"
+
+
+def test_a_requeued_slurm_job_takes_over_from_itself(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    write_attempt(tmp_path, slurm_job=("12_3", 0))
+    monkeypatch.setattr(attempts, "this_machine", lambda: "another node")
+    assert is_alive(tmp_path)  # another sweep in the same allocation
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert not is_alive(tmp_path)
+
+
+def test_the_heart_beats_and_notices_who_takes_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(attempts, "SECONDS_BETWEEN_HEARTBEATS", 0.05)
+    with begin(tmp_path, "job") as own:
+        age(own.attempt.path, 1000)
+        before = own.attempt.last_heartbeat()
+        time.sleep(0.3)
+        assert own.attempt.last_heartbeat() > before + 900
+        assert not own.lost
+        (tmp_path / "attempt_002.json").write_text("{}")
+        time.sleep(0.3)
+        assert own.lost
+
+
+def test_alone_waits_for_the_other(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path\n"
+        "from nnunet_unifiedloss.sweep.attempts import alone\n"
+        "with alone(Path(sys.argv[1]), 'other'):\n"
+        "    print('in', flush=True); input(); print(time.time(), flush=True)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as it:
+        assert it.stdout.readline() == "in\n"
+        assert begin(tmp_path, "job") is None
+        it.stdin.write("\n")
+        it.stdin.flush()
+        with alone(tmp_path, "job"):
+            entered = time.time()
+        assert float(it.stdout.readline()) <= entered
+
+
+def test_what_is_written_can_be_read(tmp_path):
+    with begin(tmp_path, "job") as own:
+        own.update(child=Process.of(os.getpid()))
+        assert last_attempt(tmp_path) == own.attempt
+    assert json.loads((tmp_path / "attempt_001.json").read_text())["outcome"] == "interrupted"
