@@ -76,7 +76,7 @@ def train(arguments: list[str]) -> None:
     dataset, configuration, fold = arguments[:3]
     trainer = arguments[arguments.index("-tr") + 1]
     model = f"{trainer}__nnUNetPlans__{configuration}"
-    results = Path(os.environ["nnUNet_results"])  # noqa: SIM112
+    results = Path(os.environ["nnUNet_results"])
     folder = results / dataset / model / f"fold_{fold}"
     folder.mkdir(parents=True, exist_ok=True)
     if "Raises" in trainer:

@@ -117,7 +117,7 @@ class Preparation(Job):
     @override
     def command(self) -> list[str]:
         number = str(int(self.dataset[len("Dataset") :][:3]))
-        processes = os.environ.get("nnUNet_def_n_proc")  # noqa: SIM112 (nnU-Net's spelling)
+        processes = os.environ.get("nnUNet_def_n_proc")
         workers = ["-np", processes] if processes else []
         if self.plans.exist:  # planning again would replace what somebody has edited
             plans = (
