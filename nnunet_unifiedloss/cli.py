@@ -9,20 +9,18 @@ import argparse
 import dataclasses
 import json
 import os
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnunet_unifiedloss import __version__, cli_sweep
+from nnunet_unifiedloss import __version__, cli_compare, cli_sweep
 from nnunet_unifiedloss.probe import DEVICES
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from nnunet_unifiedloss.comparison import Comparison
     from nnunet_unifiedloss.doctor import Finding
     from nnunet_unifiedloss.naming import TrainerEntry
 
@@ -98,7 +96,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "-device", choices=DEVICES, help="device to train on (default: the best there is)"
     )
-    _add_compare(add("compare", _compare, "Which trainer is better on my data, with statistics."))
+    command = add("compare", cli_compare.run, "Which trainer is better, with statistics.")
+    cli_compare.add_arguments(command)
     command = add("demo", _demo, "Train on a small phantom data set and compare, in minutes.")
     command.add_argument(
         "-o",
@@ -120,29 +119,6 @@ def _parser() -> argparse.ArgumentParser:
     command = add("sweep", cli_sweep.run, "Train a matrix of trainings, here or on a cluster.")
     cli_sweep.add_arguments(command)
     return parser
-
-
-def _add_compare(command: argparse.ArgumentParser) -> None:
-    add = command.add_argument
-    add("-d", nargs="+", required=True, metavar="ID", help="numbers or names of data sets")
-    add("-c", nargs="+", default=["3d_fullres"], metavar="CONFIGURATION", help="(3d_fullres)")
-    add("-tr", nargs="+", metavar="TRAINER", help="trainers (default: all that finished)")
-    add("-p", nargs="+", default=["nnUNetPlans"], metavar="PLANS", help="(nnUNetPlans)")
-    add("-f", nargs="+", default=list("01234"), metavar="FOLD", help="folds (0 1 2 3 4)")
-    add("-o", type=Path, metavar="DIR", help="folder for the report; without it, none is written")
-    add("--baseline", metavar="TRAINER", help="(default: nnUNetTrainer if it is there)")
-    add("--metrics", nargs="+", metavar="METRIC", help="to compare, the one to rank by first (all)")
-    add("--tolerance", type=float, metavar="MM", help="of NSD (default: the largest spacing)")
-    add(
-        "--empty",
-        choices=("worst", "nan"),
-        default="worst",
-        help="distance where only reference or prediction is empty: the image's diagonal, or left "
-        "out (default: %(default)s)",
-    )
-    add("--strict", action="store_true", help="refuse to leave out a case")
-    add("-np", type=_positive, default=os.cpu_count() or 1, help="processes (%(default)s)")
-    add("--json", action="store_true", help="print all tables as JSON")
 
 
 def _positive(text: str) -> int:
@@ -264,69 +240,6 @@ def _print_findings(console: Console, findings: Sequence[Finding]) -> None:
         console.print(line, soft_wrap=True)  # a broken path cannot be copied
         if finding.remedy:
             print(f"{'':{8 + width}}  remedy: {finding.remedy}")
-
-
-def _compare(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress
-
-    from nnunet_unifiedloss.comparison import compare
-    from nnunet_unifiedloss.report import as_json, check_report_folder, write_report
-
-    if arguments.o is not None:
-        check_report_folder(arguments.o)
-    with Progress(
-        *Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True)
-    ) as bars:
-        task = bars.add_task("Measuring", total=None)
-        comparison = compare(
-            arguments.d,
-            arguments.c,
-            trainers=arguments.tr,
-            plans=arguments.p,
-            folds=arguments.f,
-            baseline=arguments.baseline,
-            metrics=arguments.metrics,
-            tolerance=arguments.tolerance,
-            empty=arguments.empty,
-            strict=arguments.strict,
-            processes=arguments.np,
-            progress=lambda done, total: bars.update(task, completed=done, total=total),
-        )
-    page = None
-    if arguments.o is not None:
-        command = shlex.join([PROGRAM, *arguments.words])
-        page = write_report(comparison, arguments.o, command=command)
-    if arguments.json:
-        print(as_json(comparison))
-    else:
-        _print_comparison(comparison, page)
-    return 0
-
-
-def _print_comparison(comparison: Comparison, page: Path | None) -> None:
-    from rich.table import Table
-
-    from nnunet_unifiedloss.report import ranking_rows
-    from nnunet_unifiedloss.verdict import caveats, verdict
-
-    console = _console()
-    primary = comparison.settings.primary
-    for dataset in comparison.datasets:
-        table = Table(title=f"{dataset}, {primary}", title_justify="left")
-        table.add_column("trainer", overflow="fold")
-        for heading in ("rank", "first", primary, "difference", "p (Holm)", "effect"):
-            table.add_column(heading, justify="right")
-        for row in ranking_rows(comparison, dataset):
-            name = row["method"] + (" (baseline)" if row["baseline"] else "")
-            cells = [row[key] for key in ("rank", "first", "value", "difference", "p", "effect")]
-            table.add_row(name, *cells)
-        console.print(table)
-    for text in caveats(comparison):
-        console.print(f"note: {text}", soft_wrap=True)
-    console.print(verdict(comparison), soft_wrap=True)
-    if page is not None:
-        console.print(f"report: {page}", soft_wrap=True)
 
 
 def _demo(arguments: argparse.Namespace) -> int:

@@ -6,8 +6,9 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 
+from nnunet_unifiedloss.training_log import mean_pseudo_dice
 from nnunet_unifiedloss.trainings import read_json
 
 # some ten epochs; only the end of a log is read, as there may be a thousand on a slow file server
@@ -68,7 +69,7 @@ def read_progress(folder: Path) -> Progress | None:
     return Progress(
         epoch=epoch,
         epochs=epochs,
-        pseudo_dice=_pseudo_dice(text),
+        pseudo_dice=_last_pseudo_dice(text),
         seconds_left=left,
         validating=validating,
         changed=logs[0][0],
@@ -111,15 +112,6 @@ def _number_of_epochs(folder: Path) -> int | None:
         return None
 
 
-def _pseudo_dice(text: str) -> float | None:
-    """The mean of the last list, which old NumPy writes as ``0.8`` and new as ``np.float32(0.8)``.
-
-    Example:
-        >>> _pseudo_dice("Pseudo dice [0.5, nan, 0.7] ")
-        0.6
-        >>> _pseudo_dice("Pseudo dice [np.float32(0.5), np.float32(nan)] ")
-        0.5
-    """
-    lists = re.findall(r"Pseudo dice \[(.*)\]", text)
-    values = re.findall(r"([\d.]+(?:e[+-]?\d+)?)(?=[),\]])", f"{lists[-1]}]") if lists else []
-    return fmean(map(float, values)) if values else None
+def _last_pseudo_dice(text: str) -> float | None:
+    lines = [line for line in text.splitlines() if "Pseudo dice [" in line]
+    return mean_pseudo_dice(lines[-1]) if lines else None
