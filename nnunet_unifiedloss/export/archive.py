@@ -8,6 +8,7 @@ import json
 import re
 import stat
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,10 +79,8 @@ class Archive:
             raise ArchiveError(f"{name}: missing from the archive")
         try:
             return self._zip.read(name)
-        except (zipfile.BadZipFile, EOFError, OSError, ValueError, RuntimeError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
             raise ArchiveError(f"{name}: damaged ({error})") from error
-        except NotImplementedError as error:
-            raise ArchiveError(f"{name}: compressed in a way that is not read here") from error
 
     def read_json(self, name: str) -> Any:  # noqa: ANN401 (whatever the file holds)
         """The content of a JSON file.

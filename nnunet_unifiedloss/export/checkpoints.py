@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -127,8 +128,9 @@ def load_safely(content: bytes, name: str) -> dict[str, Any]:
     try:
         checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        found = str(error).rpartition("WeightsUnpickler error: ")[2].split(" Please use")[0]
-        raise ArchiveError(f"{name}: not loaded, as it would run code ({found})") from error
+        called = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"call {called[1]}" if called else "run code that torch does not know"
+        raise ArchiveError(f"{name}: not loaded, as it would {what}") from error
     except Exception as error:  # whatever torch makes of damaged content
         raise ArchiveError(f"{name}: damaged ({error})") from error
     weights = checkpoint.get("network_weights") if isinstance(checkpoint, dict) else None

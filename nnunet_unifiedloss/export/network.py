@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import io
 import pydoc
 from collections.abc import Iterable, Iterator
@@ -43,10 +44,12 @@ def build_network(
     chosen = manager.get_configuration(configuration)
     channels = determine_num_input_channels(manager, chosen, dataset)
     heads = manager.get_label_manager(dataset).num_segmentation_heads
+    build, described = trainer.build_network_architecture, [manager, chosen]
+    if "plans_manager" not in inspect.signature(build).parameters:  # as before nnU-Net 2.8
+        names = ("class_name", "init_kwargs", "init_kwargs_req_import")
+        described = [getattr(chosen, f"network_arch_{name}") for name in names]
     with contextlib.redirect_stdout(io.StringIO()):
-        network: nn.Module = trainer.build_network_architecture(
-            manager, chosen, channels, heads, enable_deep_supervision=False
-        )
+        network: nn.Module = build(*described, channels, heads, enable_deep_supervision=False)
     return network.eval()
 
 
