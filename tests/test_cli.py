@@ -18,7 +18,7 @@ from nnunet_unifiedloss.cli import main
 from nnunet_unifiedloss.discovery import DiscoveryError, InstallResult
 from nnunet_unifiedloss.doctor import Finding
 
-COMMANDS = ("path", "install", "uninstall", "list", "doctor", "demo")
+COMMANDS = ("path", "install", "uninstall", "list", "doctor", "demo", "export", "verify")
 ENTRY = naming.TrainerEntry(
     trainer="nnUNetTrainerVeryImbalancedCompoundLossOfTheLiterature",
     loss="VeryImbalancedCompoundLossOfTheLiteratureLoss",
