@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import hashlib
 import json
 import pickle
 import runpy
@@ -29,7 +30,13 @@ from trained_models import (
     write_model,
 )
 
-from nnunet_unifiedloss.export import ExportOptions, export_models, select_models, verify
+from nnunet_unifiedloss.export import (
+    ArchiveError,
+    ExportOptions,
+    export_models,
+    select_models,
+    verify,
+)
 from nnunet_unifiedloss.export.metadata import consumer_metadata
 from nnunet_unifiedloss.export.onnx_graph import export_graph
 from nnunet_unifiedloss.export.patches import real_patches
@@ -85,6 +92,32 @@ def test_a_graph_computes_what_torch_does(results, name, kind):
             (logits,) = session.run(["logits"], {"image": batch})
             assert np.abs(logits - logits_of(loaded(results, folds, name), batch)).max() < 1e-4
     assert verify(result.path).graph_difference < 1e-4
+
+
+def test_a_graph_that_was_changed_is_refused(results):
+    write_model(results)
+    path = export(results).path
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    (name,) = [name for name in files if name.endswith(".onnx")]
+    (manifest,) = [name for name in files if name.endswith("manifest.json")]
+    graph = onnx.load_from_string(files[name])
+    for weights in graph.graph.initializer:
+        if "seg_layers" in weights.name:  # those of earlier layers are normalised away
+            changed = onnx.numpy_helper.to_array(weights) * np.float32(1.01)
+            weights.CopyFrom(onnx.numpy_helper.from_array(changed, weights.name))
+    for content, reason in (
+        (graph.SerializeToString(), "not what they were"),
+        (b"no graph", "onnxruntime cannot run it"),
+    ):
+        record = json.loads(files[manifest])
+        record["files"][name] = hashlib.sha256(content).hexdigest()
+        forged = files | {name: content, manifest: json.dumps(record).encode()}
+        with zipfile.ZipFile(path, "w") as archive:
+            for each, value in forged.items():
+                archive.writestr(each, value)
+        with pytest.raises(ArchiveError, match=reason):
+            verify(path)
 
 
 def test_a_graph_says_how_it_is_used_and_not_where_it_was_made(results):

@@ -15,6 +15,7 @@ from nnunet_unifiedloss.export.models import Model
 from nnunet_unifiedloss.naming import camel_case, format_value
 
 TO_FILL_IN = "(to be filled in: {})"
+UNSET = {"class_weights": "from the data"}  # what a parameter without a value means
 DEFAULT_CHECKPOINT = "checkpoint_final.pth"
 
 
@@ -89,8 +90,8 @@ def _commands(models: Sequence[Model], trainer: str) -> str:
         lines.append(command)
     block = "```\n" + "\n".join(lines) + "\n```"
     return (
-        f"{block}\n\nnnU-Net builds the network with its trainer {trainer}; the folder keeps the "
-        f"name of the trainer that trained it, so that `-tr` finds it."
+        f"{block}\n\nnnU-Net builds the network with {trainer}, which the checkpoints name; the "
+        "folder keeps the name of the trainer that trained it, so that `-tr` finds it."
     )
 
 
@@ -115,10 +116,11 @@ def _licence(dataset: dict[str, Any]) -> str:
 
 
 def _training(model: Model, origin: dict[str, Any]) -> str:
-    parameters = " ".join(
-        f"{camel_case(name)}={'from the data' if value is None else format_value(value)}"
+    values = {
+        name: format_value(value) if value is not None else UNSET.get(name, "none")
         for name, value in origin["parameters"].items()
-    )
+    }
+    parameters = " ".join(f"{camel_case(name)}={value}" for name, value in values.items())
     lines = [
         f"- Trainer: {origin['trainer']}",
         f"- Loss: {origin['loss']}" + (f" ({parameters})" if parameters else ""),

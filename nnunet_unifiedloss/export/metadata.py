@@ -46,15 +46,20 @@ def consumer_metadata(
         "normalization": _normalization(
             chosen, manager.foreground_intensity_properties_per_channel
         ),
-        "resampling": {
-            kind: {
-                "function": chosen.configuration[f"resampling_fn_{name}"],
-                **chosen.configuration[f"resampling_fn_{name}_kwargs"],
-            }
-            for kind, name in (("image", "data"), ("logits", "probabilities"))
-        },
+        "resampling": _resampling(chosen.configuration),
         "mirroring_axes": None if mirroring is None else list(mirroring),
         "previous_stage": chosen.previous_stage_name,
+    }
+
+
+def _resampling(settings: dict[str, Any]) -> dict[str, Any]:
+    """The function with which nnU-Net resamples images and logits, and its arguments."""
+    return {
+        kind: {
+            "function": settings[f"resampling_fn_{name}"],
+            **settings[f"resampling_fn_{name}_kwargs"],
+        }
+        for kind, name in (("image", "data"), ("logits", "probabilities"))
     }
 
 

@@ -88,9 +88,7 @@ def select_models(
     Raises:
         ValueError: Something is not there; the message names it, and what is there instead.
     """
-    for name in (trainer, plans, *configurations, *folds, *checkpoints):
-        if not name or "/" in name or "\\" in name or name.startswith("."):
-            raise ValueError(f"{name!r}: expected a plain name, without a folder")
+    _check_names(trainer, plans, *configurations, *folds, *checkpoints)
     taken, wanted = tuple(dict.fromkeys(folds)), tuple(dict.fromkeys(checkpoints))
     models: dict[str, Model] = {}
 
@@ -109,6 +107,12 @@ def select_models(
     for configuration in configurations:
         add(configuration)
     return list(models.values())
+
+
+def _check_names(*names: str) -> None:
+    for name in names:
+        if not name or "/" in name or "\\" in name or name.startswith("."):
+            raise ValueError(f"{name!r}: expected a plain name, without a folder")
 
 
 def _previous_stage(plans: dict[str, Any], configuration: str) -> str | None:

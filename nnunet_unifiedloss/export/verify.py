@@ -163,7 +163,7 @@ def _check_model(
             try:
                 (found,) = logits_of_folds(network, [content["network_weights"]], sample["patch"])
                 stored = sample[stem][index]
-            except (RuntimeError, KeyError, IndexError) as error:
+            except (RuntimeError, KeyError, IndexError, TypeError, ValueError) as error:
                 raise ArchiveError(f"{name}: does not fit the network ({error})") from error
             difference = _difference(thinned(found), stored, name, tolerance)
             result.difference = max(result.difference or 0.0, difference)
@@ -231,7 +231,12 @@ def _check_graphs(
 
         for name, folds in present.items():
             expected = np.mean([logits[index] for index in folds], axis=0)
-            found = run_graph(archive.read(name), sample["patch"].astype(np.float32)[None])[0]
+            try:
+                found = run_graph(archive.read(name), sample["patch"].astype(np.float32)[None])[0]
+            except ArchiveError:
+                raise
+            except Exception as error:  # onnxruntime has no common class for its errors
+                raise ArchiveError(f"{name}: onnxruntime cannot run it ({error})") from error
             difference = _difference(found, expected, name, GRAPH_TOLERANCE)
             result.graph_difference = max(result.graph_difference or 0.0, difference)
     return set(present)
