@@ -235,9 +235,9 @@ def look_up() -> LookUp:
     from nnunet_unifiedloss.trainer import LossTrainer
 
     names = [entry.trainer for entry in catalogue()]
-    classes = {name: _host_look_up(name) for name in names}
+    classes = {name: host_look_up(name) for name in names}
     with _without_variable():
-        alone = [_host_look_up(name) for name in names]
+        alone = [host_look_up(name) for name in names]
     ours = [name for name, cls in classes.items() if cls and issubclass(cls, LossTrainer)]
     return LookUp(
         installed=any(cls and issubclass(cls, LossTrainer) for cls in alone),
@@ -251,7 +251,7 @@ def look_up() -> LookUp:
     )
 
 
-def _host_look_up(name: str) -> type[Any] | None:
+def host_look_up(name: str) -> type[Any] | None:
     """The class that nnU-Net trains under a name, None where it finds none."""
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 

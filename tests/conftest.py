@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from nnunet_unifiedloss.discovery import trainers_folder
+
 sys.path.insert(0, str(Path(__file__).parent))
 torch.set_num_threads(1)  # the tensors are small: threads would only wait for each other
 
@@ -20,3 +22,14 @@ def test_data() -> Path:
     if not folder or not (Path(folder) / "Dataset004_Hippocampus").is_dir():
         pytest.skip("UNIFIEDLOSS_TEST_DATA does not name a folder with Dataset004_Hippocampus")
     return Path(folder).resolve()
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch) -> Path:
+    """An empty folder that ``nnUNet_results`` names, and nnU-Net finds our trainers."""
+    folder = tmp_path / "results"
+    folder.mkdir()
+    monkeypatch.setenv("nnUNet_results", str(folder))
+    monkeypatch.setenv("nnUNet_extTrainer", str(trainers_folder()))
+    monkeypatch.delenv("nnUNet_preprocessed", raising=False)
+    return folder

@@ -18,7 +18,10 @@ from nnunet_unifiedloss.cli import main
 from nnunet_unifiedloss.discovery import DiscoveryError, InstallResult
 from nnunet_unifiedloss.doctor import Finding
 
-COMMANDS = ("path", "install", "uninstall", "list", "doctor", "demo", "compare", "sweep")
+COMMANDS = (
+    *("path", "install", "uninstall", "list", "doctor", "demo"),
+    *("compare", "sweep", "export", "verify"),
+)
 ENTRY = naming.TrainerEntry(
     trainer="nnUNetTrainerVeryImbalancedCompoundLossOfTheLiterature",
     loss="VeryImbalancedCompoundLossOfTheLiteratureLoss",

@@ -1,0 +1,250 @@
+"""Export: one archive that a nnU-Net with nothing added installs and runs."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_unifiedloss.export.archive import ArchiveWriter
+from nnunet_unifiedloss.export.card import model_card
+from nnunet_unifiedloss.export.checkpoints import (
+    read_checkpoint,
+    slim,
+    stock_trainer,
+    to_bytes,
+    trainer_class,
+)
+from nnunet_unifiedloss.export.extras import ensemble_files, model_files
+from nnunet_unifiedloss.export.models import Model
+from nnunet_unifiedloss.export.network import (
+    input_channels,
+    logits_of_folds,
+    original_network,
+    sample_patch,
+    thinned,
+)
+from nnunet_unifiedloss.export.provenance import trained_by, versions
+from nnunet_unifiedloss.export.verify import CARD, FORMAT, MANIFEST, SAMPLE, Verification, verify
+from nnunet_unifiedloss.files import replacing
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What an export does besides the checkpoints.
+
+    Attributes:
+        verify: Compare the predictions of what was exported with those of the original.
+        with_training_state: Keep optimizer and logs, so that a training can go on.
+        onnx: One graph for each checkpoint (``ensemble``: the mean of the folds) or each fold.
+        notes: Markdown for the card's section on intended use and limits.
+    """
+
+    verify: bool = True
+    with_training_state: bool = False
+    onnx: Literal["ensemble", "folds"] | None = None
+    notes: str | None = None
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What was exported.
+
+    Attributes:
+        path: The archive.
+        sha256: Its digest, for those who receive it.
+        card: The model card.
+        bytes_before: Size of the original checkpoints.
+        bytes_after: Size of the exported ones, before they are compressed.
+        verification: What was verified; None without verification.
+        remarks: What the user must know.
+    """
+
+    path: Path
+    sha256: str
+    card: str
+    bytes_before: int
+    bytes_after: int
+    verification: Verification | None
+    remarks: tuple[str, ...]
+
+
+def export_models(
+    models: Sequence[Model],
+    output: Path,
+    *,
+    options: ExportOptions = ExportOptions(),
+    progress: Callable[[str], object] = lambda _: None,
+) -> ExportResult:
+    """Write an archive for ``nnUNetv2_install_pretrained_model_from_zip``.
+
+    It is written under a temporary name, verified, and then renamed: whatever goes wrong, an
+    archive that was there before is unchanged, and no half of one is left.
+
+    Args:
+        models: What :func:`~nnunet_unifiedloss.export.select_models` found.
+        output: The archive.
+        options: What else to do.
+        progress: Called with what is being done.
+
+    Returns:
+        What was exported.
+
+    Raises:
+        ValueError: Something cannot be exported, or the exported model predicts otherwise.
+        ImportError: ``onnx`` is asked for, and the extra is not installed.
+        OSError: The archive cannot be written.
+    """
+    if not output.parent.is_dir() or output.is_dir():
+        raise ValueError(f"-o {output}: not a file in a folder that exists; remedy: mkdir -p")
+    if options.onnx is not None:
+        from nnunet_unifiedloss.export.onnx_graph import require_packages
+
+        require_packages()
+    with replacing(output) as draft:
+        with ArchiveWriter(draft) as writer:
+            content = _Content(writer, options, progress)
+            card = content.add(models)
+        # nothing may differ here: it is the same network, the same weights and the same machine
+        checked = verify(draft, tolerance=0, progress=progress) if options.verify else None
+        digest = _sha256(draft)
+    remarks = (*content.remarks, *(checked.notes if checked else ()))
+    return ExportResult(
+        output, digest, card, content.bytes_before, content.bytes_after, checked, remarks
+    )
+
+
+class _Content:
+    """Puts models into an archive, and remembers what there is to say about them."""
+
+    def __init__(
+        self, writer: ArchiveWriter, options: ExportOptions, progress: Callable[[str], object]
+    ) -> None:
+        self._writer, self._options, self._progress = writer, options, progress
+        self._trainers: dict[str, None] = {}
+        self.remarks: list[str] = []
+        self.bytes_before = self.bytes_after = 0
+
+    def add(self, models: Sequence[Model]) -> str:
+        """Add everything; the model card."""
+        origins = [trained_by(model) for model in models]
+        records = [self._add_model(*each) for each in zip(models, origins, strict=True)]
+        for name, content in ensemble_files(models, self.remarks):
+            self._writer.add(name, content)
+        self.remarks.append(
+            "Verified: on a stored sample of noise, the exported checkpoints predict exactly what "
+            "the original ones do."
+            if self._options.verify
+            else "Not verified (--no-verify): the exported checkpoints were not run, and no "
+            "predictions are stored to compare with."
+        )
+        card = model_card(
+            models,
+            origins,
+            trainer_in_checkpoints=", ".join(self._trainers),
+            notes=self._options.notes,
+            remarks=self.remarks,
+        )
+        for model in models:
+            self._writer.add(f"{model.name}/{CARD}", card.encode())
+        manifest = {
+            "format": FORMAT,
+            "exported_with": versions(),
+            "models": records,
+            "files": dict(self._writer.digests),
+        }
+        for model in models:
+            self._writer.add_json(f"{model.name}/{MANIFEST}", manifest)
+        return card
+
+    def _add_model(self, model: Model, origin: dict[str, Any]) -> dict[str, Any]:
+        """Add a configuration; its record in the manifest."""
+        for name, content in model_files(model, self.remarks):
+            self._writer.add(name, content)
+        mirroring = [self._add_checkpoints(model, name) for name in model.checkpoints]
+        if self._options.verify or self._options.onnx is not None:
+            self._add_predictions(model, mirroring)
+        return {
+            "folder": model.name,
+            "configuration": model.configuration,
+            "folds": model.folds,
+            "checkpoints": model.checkpoints,
+            "sample": self._options.verify,
+            "trained_by": origin,
+        }
+
+    def _add_checkpoints(self, model: Model, name: str) -> Any:  # noqa: ANN401
+        """Add one checkpoint of each fold; the axes along which nnU-Net mirrors."""
+        axes: list[Any] = []
+        for fold in model.folds:
+            path = model.fold(fold) / name
+            self._progress(f"{model.name}: fold {fold}, {name}")
+            checkpoint = read_checkpoint(path)
+            axes.append(checkpoint.get("inference_allowed_mirroring_axes"))
+            exported = slim(
+                checkpoint,
+                self._stock_name(checkpoint["trainer_name"]),
+                with_training_state=self._options.with_training_state,
+            )
+            content = to_bytes(exported)
+            self.bytes_before += path.stat().st_size
+            self.bytes_after += len(content)
+            self._writer.add(f"{model.name}/fold_{fold}/{name}", content)
+        return axes[0]  # nnU-Net takes those of the first fold
+
+    def _stock_name(self, trainer: str) -> str:
+        """The name that a checkpoint gets, and what there is to say about it."""
+        stock = stock_trainer(trainer_class(trainer))
+        name: str = stock.__name__
+        if name not in self._trainers:
+            self._trainers[name] = None
+            if not stock.__module__.startswith("nnunetv2."):
+                self.remarks.append(
+                    f"{trainer} builds a network of its own, so the checkpoints still name it: "
+                    "whoever predicts needs that trainer."
+                )
+        return name
+
+    def _sample(self, model: Model) -> np.ndarray:
+        plans, dataset = model.read("plans.json"), model.read("dataset.json")
+        size = PlansManager(plans).get_configuration(model.configuration).patch_size
+        return sample_patch(input_channels(plans, dataset, model.configuration), size)
+
+    def _add_predictions(self, model: Model, mirroring: list[Any]) -> None:
+        """Run the original networks: what they predict on the sample, and their ONNX graphs."""
+        sample = self._sample(model)
+        stored: dict[str, Any] = {"patch": sample}
+        for checkpoint, axes in zip(model.checkpoints, mirroring, strict=True):
+            self._progress(f"{model.name}: predictions of the original {checkpoint}")
+            network, weights = original_network(model.folder, model.folds, checkpoint)
+            if self._options.verify:
+                logits = logits_of_folds(network, weights, sample)
+                stored[Path(checkpoint).stem] = np.stack([thinned(each) for each in logits])
+            if self._options.onnx is not None:
+                from nnunet_unifiedloss.export.onnx_graph import model_graphs
+
+                self._progress(f"{model.name}: ONNX graph of {checkpoint}")
+                each_fold = self._options.onnx == "folds"
+                for name, graph, remark in model_graphs(
+                    model, checkpoint, network, weights, sample, mirroring=axes, each_fold=each_fold
+                ):
+                    self._writer.add(f"{model.name}/{name}", graph)
+                    self.remarks.append(f"{model.configuration}, {remark}")
+        if self._options.verify:
+            buffer = io.BytesIO()
+            np.savez_compressed(buffer, **stored)
+            self._writer.add(f"{model.name}/{SAMPLE}", buffer.getvalue())
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,82 @@
+"""What trained a model, as far as nnU-Net's folder says."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from nnunet_unifiedloss import naming
+from nnunet_unifiedloss.export.checkpoints import trainer_class
+from nnunet_unifiedloss.export.models import Model
+from nnunet_unifiedloss.trainings import read_json
+from nnunet_unifiedloss.variants import sets_its_own_loss
+
+_PACKAGES = ("nnunet-unifiedloss", "nnunetv2", "torch", "dynamic-network-architectures")
+# of what nnU-Net's debug.json says about a training; the rest are paths and addresses
+_SETTINGS = (
+    "num_epochs",
+    "num_iterations_per_epoch",
+    "initial_lr",
+    "weight_decay",
+    "batch_size",
+    "torch_version",
+)
+_FINGERPRINT = "dataset_fingerprint.json"
+
+
+def versions() -> dict[str, str]:
+    """The versions of the packages that a model depends on, as installed here."""
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def trained_by(model: Model) -> dict[str, Any]:
+    """Trainer, loss with all its parameters, settings of the training, fingerprint of the data.
+
+    Raises:
+        ValueError: The name of the trainer is ours but breaks the grammar.
+    """
+    folder = model.fold(model.folds[0])
+    fingerprint = model.folder / _FINGERPRINT
+    digest = hashlib.sha256(fingerprint.read_bytes()).hexdigest() if fingerprint.is_file() else None
+    return {
+        "trainer": model.trainer,
+        **_loss(model.trainer),
+        "settings": _settings(folder / "debug.json"),
+        "fingerprint": {"file": _FINGERPRINT, "sha256": digest} if digest else None,
+    }
+
+
+def _loss(trainer: str) -> dict[str, Any]:
+    loss = naming.loss_of(trainer)
+    if loss is not None:
+        parameters = loss.defaults() | naming.parse(trainer).parameters
+        return {"loss": loss.__name__, "parameters": parameters, "paper": loss.paper}
+    try:
+        own = sets_its_own_loss(trainer_class(trainer))
+    except ValueError:
+        return {"loss": f"that of {trainer}", "parameters": {}, "paper": None}
+    name = f"that of {trainer}" if own else "Dice + cross entropy, nnU-Net's default"
+    return {"loss": name, "parameters": {}, "paper": None}
+
+
+def _settings(path: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Some of the trainer's attributes, which nnU-Net writes down when a training starts."""
+    if not path.is_file():
+        return {}
+    debug = read_json(path)
+    settings = {}
+    for name in _SETTINGS:
+        if name in debug:
+            try:
+                settings[name] = ast.literal_eval(debug[name])  # they are all written as text
+            except (ValueError, SyntaxError):
+                settings[name] = debug[name]
+    return settings
