@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnunet_unifiedloss import __version__, cli_compare, cli_sweep
+from nnunet_unifiedloss import __version__, cli_compare, cli_export, cli_sweep
 from nnunet_unifiedloss.probe import DEVICES
 
 if TYPE_CHECKING:
@@ -118,35 +118,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("-device", choices=DEVICES, default="cpu", help="(default: %(default)s)")
     command = add("sweep", cli_sweep.run, "Train a matrix of trainings, here or on a cluster.")
     cli_sweep.add_arguments(command)
-    _add_export(add)
-    command = add("verify", _verify, "Check what export wrote; exit code 1 if it is refused.")
+    command = add("export", cli_export.run_export, "Write a model that a stock nnU-Net runs.")
+    cli_export.add_export_arguments(command)
+    command = add("verify", cli_export.run_verify, "Check what export wrote; 1 if it is refused.")
     command.add_argument("archive", metavar="FILE", type=Path, help="the zip archive")
     return parser
-
-
-def _add_export(add: Callable[..., argparse.ArgumentParser]) -> None:
-    text = "Write a trained model into a zip archive that a stock nnU-Net installs and runs."
-    command = add("export", _export, text)
-    option = command.add_argument
-    option("-d", metavar="DATASET", required=True, help="number or name of the data set")
-    option("-c", metavar="NAME", nargs="+", required=True, help="configurations, as 2d 3d_fullres")
-    option("-tr", metavar="TRAINER", required=True, help="name of the trainer")
-    option("-p", metavar="PLANS", default="nnUNetPlans", help="(default: %(default)s)")
-    folds = ("0", "1", "2", "3", "4")
-    option("-f", metavar="FOLD", nargs="+", default=folds, help="folds, or all (default: 0 to 4)")
-    final = ("checkpoint_final.pth",)
-    option("-chk", metavar="FILE", nargs="+", default=final, help="(default: checkpoint_final.pth)")
-    option("-o", metavar="FILE", required=True, type=Path, help="the zip archive to write")
-    option(
-        "--onnx",
-        nargs="?",
-        choices=("ensemble", "folds"),
-        const="ensemble",
-        help="add an ONNX graph: of the mean of the folds (default), or one of each fold",
-    )
-    option("--with-training-state", action="store_true", help="keep optimizer state and logs")
-    option("--notes", metavar="FILE", type=Path, help="Markdown on intended use, for the card")
-    option("--no-verify", action="store_true", help="do not run the exported model to compare")
 
 
 def _positive(text: str) -> int:
@@ -276,56 +252,4 @@ def _demo(arguments: argparse.Namespace) -> int:
     from nnunet_unifiedloss.demo import run_demo
 
     run_demo(arguments.folder, epochs=arguments.epochs, device=arguments.device, console=Console())
-    return 0
-
-
-def _export(arguments: argparse.Namespace) -> int:
-    from nnunet_unifiedloss.trainings import dataset_name, nnunet_folder
-
-    results, dataset = nnunet_folder("nnUNet_results"), dataset_name(arguments.d)
-    notes = None if arguments.notes is None else arguments.notes.read_text(encoding="utf-8")
-    console = _console()
-    with console.status("Starting (imports PyTorch and nnU-Net)") as status:
-        from nnunet_unifiedloss.export import ExportOptions, export_models, select_models
-
-        models = select_models(
-            results,
-            dataset,
-            arguments.c,
-            trainer=arguments.tr,
-            plans=arguments.p,
-            folds=arguments.f,
-            checkpoints=arguments.chk,
-        )
-        options = ExportOptions(
-            not arguments.no_verify, arguments.with_training_state, arguments.onnx, notes
-        )
-        result = export_models(models, arguments.o, options=options, progress=status.update)
-    print(result.card)
-    saved = 1 - result.bytes_after / result.bytes_before
-    print(f"checkpoints: {_megabytes(result.bytes_before)} before, ", end="")
-    print(f"{_megabytes(result.bytes_after)} exported: {saved:.0%} saved")
-    print(f"archive: {result.path}, {_megabytes(result.path.stat().st_size)}")
-    print(f"SHA-256: {result.sha256}")
-    return 0
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.1f} MB"
-
-
-def _verify(arguments: argparse.Namespace) -> int:
-    console = _console()
-    with console.status("Starting (imports PyTorch and nnU-Net)") as status:
-        from nnunet_unifiedloss.export import verify
-
-        result = verify(arguments.archive, progress=status.update)
-    print(f"{result.files} files with the SHA-256 of the manifest")
-    print(f"{result.checkpoints} checkpoints load without running code")
-    if result.difference is not None:
-        print(f"predictions on the sample: logits differ by {result.difference:.1g} of the largest")
-    if result.graph_difference is not None:
-        print(f"ONNX graphs: logits differ from torch's by {result.graph_difference:.1g}")
-    for note in result.notes:
-        print(f"not verified: {note}")
     return 0
