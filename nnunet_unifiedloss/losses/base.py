@@ -72,8 +72,10 @@ class SegmentationLoss(nn.Module):
         super().__init_subclass__(**kwargs)
         if not cls.__name__.endswith("Loss") or cls.__name__ == "CompoundLoss":
             return
-        if cls.__name__ in SegmentationLoss.registry:
-            raise TypeError(f"a loss named {cls.__name__} exists already")
+        known = SegmentationLoss.registry.get(cls.__name__, cls)
+        # nnU-Net loads modules of external trainers anew each time it looks for one
+        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise TypeError(f"a loss named {cls.__name__} exists already, in {known.__module__}")
         SegmentationLoss.registry[cls.__name__] = cls
         cls.__signature__ = _explicit_signature(cls)  # type: ignore[attr-defined]
 
