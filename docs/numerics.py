@@ -77,7 +77,7 @@ def batch(case: str) -> tuple[Tensor, Tensor]:
     return torch.tensor(INPUTS[f"{case}/logits"]), torch.tensor(INPUTS[f"{case}/labels"])[:, None]
 
 
-def ours(name: str, case: str, **parameters: Any) -> float:  # noqa: ANN401
+def ours(name: str, case: str, **parameters: Any) -> float:
     """The value of one of our losses on a case."""
     return float(getattr(losses, name)(**parameters)(*batch(case)))
 
