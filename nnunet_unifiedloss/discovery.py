@@ -120,8 +120,9 @@ def check_found(trainers: Iterable[str]) -> None:
     text = "".join(path.read_text(encoding="utf-8") for path in sources)
     known = set(re.findall(r"^class (nnUNetTrainer\w+)", text, re.MULTILINE))
     ours = [name for name in trainers if name.partition("_")[0] in known]
-    external = {Path(folder).resolve() for folder in external_folders()}
-    if ours and trainers_folder() not in external and module_state() in ("absent", "foreign"):
+    # perhaps those of another clone, which is the user's business
+    external = any(Path(folder, sources[0].name).is_file() for folder in external_folders())
+    if ours and not external and module_state() in ("absent", "foreign"):
         raise DiscoveryError(
             f"nnU-Net does not find {ours[0]} in this environment", "nnunet-unifiedloss install"
         )

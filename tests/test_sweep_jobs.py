@@ -163,7 +163,9 @@ def test_configurations_that_are_not_planned(folders, preprocessed):
     (other / "nnUNetPlans.json").write_text(json.dumps({"configurations": {"2d": {}}}))
     jobs = plan_jobs([DATASET, other.name], ["3d_fullres"], [OURS], ["0"])
     assert [job.is_planned() for job in jobs] == [True, False]
-    with pytest.raises(ValueError, match=r"-c 3d_fulres: none .* 2d, 2d_small, 3d_fullres; remedy"):
+    (job,) = plan_jobs([other.name], ["3d_lowres"], [OURS], ["0"])  # in no data set at all
+    assert not job.is_planned()
+    with pytest.raises(ValueError, match=r"-c 3d_fulres: none .* 2d, 2d_small, .*; remedy"):
         commands(["3d_fulres"])
 
 

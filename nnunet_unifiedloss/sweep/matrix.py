@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from nnunet_unifiedloss.sweep.jobs import DEFAULT_PLANS, Job, Preparation, TrainingJob, plans_of
-from nnunet_unifiedloss.sweep.plans import planner_of
+from nnunet_unifiedloss.sweep.plans import STANDARD_CONFIGURATIONS, planner_of
 from nnunet_unifiedloss.trainings import Training, nnunet_folder
 
 DEFAULT_FOLDS = 5
@@ -38,7 +38,7 @@ def plan_jobs(
             that has not all of the data.
 
     Raises:
-        ValueError: No data set has one of the configurations, or one that is to be run can't be
+        ValueError: A configuration does not exist, or a data set that is to be run can't be
             planned and preprocessed.
     """
     _check_configurations(datasets, configurations, plans)
@@ -86,14 +86,14 @@ def _jobs(
 def _check_configurations(
     datasets: Sequence[str], configurations: Sequence[str], plans: Sequence[str]
 ) -> None:
-    """Refuse a name that no data set knows, which is a typing error."""
-    known = set()
+    """Refuse a name that neither nnU-Net nor a data set knows, which is a typing error."""
+    known = set(STANDARD_CONFIGURATIONS)  # small images have fewer, which is no error
     for dataset, identifier in itertools.product(datasets, plans):
         known |= set(plans_of(dataset, identifier).configurations)
     for name in configurations:
         if name not in known:
             raise ValueError(
-                f"-c {name}: none of the data sets has such a configuration, but they have "
+                f"-c {name}: none of the data sets has such a configuration, but there are "
                 f"{', '.join(sorted(known))}; remedy: correct the name, or add it to the plans"
             )
 
