@@ -19,7 +19,9 @@ from nnunet_workspace import Workspace
 pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).parent.parent / "docs" / "onnx_sliding_window.py"
-TRAINER = "nnUNetTrainerDiceCrossEntropy_lr0.1_3epochs_100iters"  # it learns fast
+TRAINER = "nnUNetTrainerDice_lr0.05_3epochs_200iters"  # it learns to find something in seconds
+SHORT = "nnUNetTrainerDice_lr0.05_1epochs_100iters"  # 3-D patches need fewer iterations, and longer
+LONGEST = 3000  # seconds for one command, on a machine that does other things besides
 IMAGES = 5
 
 
@@ -62,12 +64,15 @@ def elsewhere(workspace: Workspace, folder: Path) -> Workspace:
     return other
 
 
-def predict(workspace, images, output, configuration, folds=("0",), commands=None, stage=None):
+def predict(
+    workspace, trainer, images, output, configuration, *, folds=("0",), commands=None, stage=None
+):
     program = "nnUNetv2_predict" if commands is None else str(commands / "nnUNetv2_predict")
     flags = [] if stage is None else ["-prev_stage_predictions", str(stage)]
     workspace.run(
         program, "-d", "4", "-i", str(images), "-o", str(output), "-c", configuration,
-        "-f", *folds, "-tr", TRAINER, "-device", "cpu", "-npp", "1", "-nps", "1", *flags,
+        "-f", *folds, "-tr", trainer, "-device", "cpu", "-npp", "1", "-nps", "1", *flags,
+        timeout=LONGEST,
     )  # fmt: skip
     return read_segmentations(output)
 
@@ -77,11 +82,11 @@ def read_segmentations(folder: Path) -> dict[str, np.ndarray]:
     return {path.name: sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in paths}
 
 
-def export(workspace, archive, configurations, folds, *flags):
+def export(workspace, trainer, archive, configuration, folds):
     program = [sys.executable, "-m", "nnunet_unifiedloss"]
     output = workspace.run(
-        *program, "export", "-d", "4", "-c", *configurations, "-tr", TRAINER,
-        "-f", *folds, "-o", str(archive), *flags,
+        *program, "export", "-d", "4", "-c", configuration, "-tr", trainer,
+        "-f", *folds, "-o", str(archive), "--onnx",
     )  # fmt: skip
     print(output)
     print(workspace.run(*program, "verify", str(archive)))
@@ -103,7 +108,7 @@ def check_identical(found: dict[str, np.ndarray], expected: dict[str, np.ndarray
     assert found.keys() == expected.keys()
     for name, segmentation in expected.items():
         np.testing.assert_array_equal(found[name], segmentation, err_msg=name)
-        assert len(np.unique(segmentation)) == 3  # there is something to be identical
+        assert segmentation.any(), name  # there is something to be identical
 
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:
@@ -111,29 +116,33 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize(
-    ("scenario", "configuration", "folds"),
+    ("scenario", "configuration", "trainer", "folds"),
     [
-        ("plain", "2d", ("0", "1")),
-        ("regions", "2d", ("0",)),
-        ("ignore", "2d", ("0",)),
-        ("plain", "3d_fullres", ("0",)),
+        ("plain", "2d", TRAINER, ("0", "1")),
+        ("regions", "2d", TRAINER, ("0",)),
+        ("ignore", "2d", TRAINER, ("0",)),
+        ("plain", "3d_fullres", SHORT, ("0",)),
     ],
 )
 def test_it_predicts_the_same_without_this_package(
-    test_data, tmp_path, stock, images, scenario, configuration, folds
+    test_data, tmp_path, stock, images, scenario, configuration, trainer, folds
 ):
     workspace = Workspace(tmp_path / "here")
     workspace.prepare(test_data, scenario, [configuration])
     for fold in folds:
-        workspace.train(TRAINER, configuration, fold=fold)
-    expected = predict(workspace, images, tmp_path / "expected", configuration, folds)
+        workspace.train(trainer, configuration, fold=fold, timeout=LONGEST)
+    expected = predict(
+        workspace, trainer, images, tmp_path / "expected", configuration, folds=folds
+    )
     archive = tmp_path / "model.zip"
-    export(workspace, archive, [configuration], folds, "--onnx")
+    export(workspace, trainer, archive, configuration, folds)
     check_checkpoints(archive, len(folds))
 
     other = elsewhere(workspace, tmp_path / "elsewhere")
     other.run(str(stock / "nnUNetv2_install_pretrained_model_from_zip"), str(archive))
-    found = predict(other, images, tmp_path / "found", configuration, folds, stock)
+    found = predict(
+        other, trainer, images, tmp_path / "found", configuration, folds=folds, commands=stock
+    )
     check_identical(found, expected)
 
     (graph,) = other.results.glob("*/*/onnx/checkpoint_final.onnx")
@@ -144,7 +153,8 @@ def test_it_predicts_the_same_without_this_package(
             sys.executable, str(SCRIPT), str(graph), str(tmp_path / "onnx" / name), str(image)
         )
     for name, segmentation in read_segmentations(tmp_path / "onnx").items():
-        for label in (1, 2):
+        assert set(np.unique(segmentation)) == set(np.unique(expected[name]))
+        for label in np.unique(segmentation)[1:]:
             agreement = dice(segmentation == label, expected[name] == label)
             print(scenario, configuration, name, label, f"Dice {agreement:.5f}")
             assert agreement >= 0.999
@@ -154,23 +164,23 @@ def test_a_cascade_predicts_the_same_without_this_package(test_data, tmp_path, s
     workspace = Workspace(tmp_path / "here")
     workspace.prepare(test_data, "plain", ["3d_lowres", "3d_fullres"])
     for fold in range(5):  # the second stage trains on the first one's cross-validated predictions
-        workspace.train(TRAINER, "3d_lowres", fold=fold)
-    workspace.train(TRAINER, "3d_cascade_fullres")
+        workspace.train(SHORT, "3d_lowres", fold=fold, timeout=LONGEST)
+    workspace.train(SHORT, "3d_cascade_fullres", timeout=LONGEST)
     archive = tmp_path / "model.zip"
-    export(workspace, archive, ["3d_cascade_fullres"], ("0",), "--onnx")
+    export(workspace, SHORT, archive, "3d_cascade_fullres", ("0",))
     check_checkpoints(archive, 2)
     other = elsewhere(workspace, tmp_path / "elsewhere")
     other.run(str(stock / "nnUNetv2_install_pretrained_model_from_zip"), str(archive))
     predictions = []
     for place, commands in ((workspace, None), (other, stock)):
         folder = place.results.parent
-        predict(place, images, folder / "first", "3d_lowres", commands=commands)
+        first, second = folder / "first", folder / "second"
+        predict(place, SHORT, images, first, "3d_lowres", commands=commands)
         predictions.append(
             predict(
-                place, images, folder / "second", "3d_cascade_fullres",
-                commands=commands, stage=folder / "first",
+                place, SHORT, images, second, "3d_cascade_fullres", commands=commands, stage=first
             )
-        )  # fmt: skip
+        )
     check_identical(predictions[1], predictions[0])
     manifest = next(other.results.glob("*/*cascade*/manifest.json"))
     assert [model["configuration"] for model in json.loads(manifest.read_text())["models"]] == [
