@@ -330,7 +330,8 @@ def _escaped(text: str) -> str:
 def as_json(comparison: Comparison) -> str:
     """All tables of a comparison; a missing value is null."""
     tables = {
-        name: json.loads(getattr(comparison, name).to_json(orient="records")) for name in TABLES
+        name: json.loads(getattr(comparison, name).to_json(orient="records", double_precision=15))
+        for name in TABLES
     }
     content = {
         "verdict": verdict(comparison),
