@@ -30,6 +30,8 @@ from nnunet_unifiedloss.export import (
     select_models,
     verify,
 )
+from nnunet_unifiedloss.export.checkpoints import stock_trainer
+from nnunet_unifiedloss.export.network import build_network
 
 
 def export(results, *configurations, trainer=TRAINER, folds=("0",), **options):
@@ -269,6 +271,25 @@ def test_an_architecture_of_ones_own_needs_its_trainer(results, tmp_path, monkey
     monkeypatch.delenv("nnUNet_extTrainer")
     with pytest.raises(ArchiveError, match="does not find the trainer nnUNetTrainerOwn"):
         verify(result.path)
+
+
+def test_trainers_with_the_signature_of_earlier_nnunets():
+    class Early(nnUNetTrainer):
+        @staticmethod
+        def build_network_architecture(
+            architecture_class_name,
+            arch_init_kwargs,
+            arch_init_kwargs_req_import,
+            num_input_channels,
+            num_output_channels,
+            enable_deep_supervision=True,
+        ):
+            return torch.nn.Conv2d(num_input_channels, num_output_channels, len(arch_init_kwargs))
+
+    network = build_network(Early, make_plans(), make_dataset("plain"), "2d")
+    arguments = make_plans()["configurations"]["2d"]["architecture"]["arch_kwargs"]
+    assert network.weight.shape == (3, 1, len(arguments), len(arguments))
+    assert stock_trainer(Early) is Early
 
 
 def test_a_model_that_was_installed_is_exported_again(results, tmp_path, monkeypatch):
