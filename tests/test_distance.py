@@ -22,12 +22,18 @@ MASKS = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["SimpleITK", "separable"])
+def on_a_device(of, to, spacing, dtype):
+    """The way of devices, which runs on the CPU as well."""
+    return distance._separable(of, to, spacing or (1.0,) * (of.ndim - 3), dtype)
+
+
+@pytest.mark.parametrize("way", [squared_distance, on_a_device])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("shape", [(12, 15), (9, 12, 7), (1, 12, 7), (9, 8, 1)])
 @pytest.mark.parametrize("anisotropic", [False, True])
 @pytest.mark.parametrize("ignore", [False, True])
-def test_agrees_with_scipy(dtype, mask, shape, anisotropic, ignore):
+def test_agrees_with_scipy(way, dtype, mask, shape, anisotropic, ignore):
     generator = np.random.default_rng(0)
     inside = MASKS[mask](generator, shape)
     counting = generator.random(shape) < 0.7 if ignore else np.ones(shape, bool)
@@ -39,16 +45,28 @@ def test_agrees_with_scipy(dtype, mask, shape, anisotropic, ignore):
         if to.any():
             expected = ndimage.distance_transform_edt(~to, sampling=spacing) ** 2 * of
         maps = (torch.from_numpy(m)[None, None, None] for m in (of, to))
-        found = squared_distance(*maps, spacing, dtype)
+        found = way(*maps, spacing, dtype)
         assert found.dtype == dtype
         np.testing.assert_allclose(found[0, 0, 0], expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(90, 75), (40, 33, 50), (3, 120, 110)])
+@pytest.mark.parametrize("threshold", [0.4, 0.5, 0.6, 0.999])
+def test_larger_shapes_agree_with_scipy(shape, threshold):
+    noise = ndimage.gaussian_filter(np.random.default_rng(0).random(shape), 4)
+    to = torch.from_numpy(noise > np.quantile(noise, threshold))
+    expected = ndimage.distance_transform_edt(~to.numpy()) ** 2
+    found = squared_distance(~to[None, None, None], to[None, None, None], None, torch.float32)
+    np.testing.assert_allclose(found[0, 0, 0], expected, rtol=1e-5)
+
+
 def test_large_images_are_worked_on_in_blocks(monkeypatch):
     to = torch.rand(2, 1, 3, 8, 9, 10, generator=torch.Generator().manual_seed(0)) < 0.1
-    whole = squared_distance(~to, to, None, torch.float64)
-    monkeypatch.setattr(distance, "_LARGEST_BLOCK", 1000)
-    torch.testing.assert_close(squared_distance(~to, to, None, torch.float64), whole)
+    for way, block in ((on_a_device, "_LARGEST_BLOCK"), (squared_distance, "_CACHED")):
+        whole = way(~to, to, None, torch.float64)
+        with monkeypatch.context() as context:
+            context.setattr(distance, block, 200)
+            torch.testing.assert_close(way(~to, to, None, torch.float64), whole)
 
 
 def measure_in_a_fork(to):

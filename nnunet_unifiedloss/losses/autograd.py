@@ -164,6 +164,35 @@ class Error(torch.autograd.Function):
         return p_t * grad, None, None
 
 
+class WithTruth(torch.autograd.Function):
+    """A map of every class: that of the others, with a function of CE in the true class's channel.
+
+    The function is 1 − p_t, its slope p_t, or p_t, its slope −p_t.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        others: Tensor,
+        _cross_entropy: Tensor,
+        of_truth: Tensor,
+        slope: Tensor,
+        label: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(slope, label)
+        return others.scatter(1, label, of_truth)
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any,  # noqa: ANN401
+        grad: Tensor,
+    ) -> tuple[Tensor, Tensor, None, None, None]:
+        slope, label = ctx.saved_tensors
+        # the true class's channel of the others is a constant: what it gets here is left out there
+        return grad, grad.gather(1, label).mul_(slope), None, None, None
+
+
 class FocalTerm(torch.autograd.Function):
     """w_t · (1−p_t)^γ · CE as a function of CE, given 1 − p_t; see :func:`_weigh` for the weights.
 

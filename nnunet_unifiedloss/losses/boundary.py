@@ -69,8 +69,10 @@ class BoundaryLoss(SegmentationLoss):
 
     def evaluate(self, view: View) -> Tensor:
         """Mean of p · φ."""
-        inside = view.distances("inside", self.spacing).sqrt()
-        signed = view.distances("outside", self.spacing).sqrt() - (inside - 1).where(inside > 0, 0)
+        squared = view.distances("both", self.spacing)
+        inside = view.one_hot[:, :, 1:] & (squared > 0)
+        distance = squared.sqrt()
+        signed = torch.where(inside, 1 - distance, distance)
         return view.mean_over_voxels((view.probabilities[:, :, 1:] * signed).mean(2))
 
 
@@ -129,13 +131,10 @@ class HausdorffDTLoss(SegmentationLoss):
         """Mean of (p − y)² · (D_p^α + D_y^α)."""
         first = 0 if self.include_background else 1
         predicted = (view.probabilities[:, :, first:].detach() > 0.5) & view.counting
-        weight = torch.zeros_like(view.errors[:, :, first:])
-        for side in ("inside", "outside"):
-            reference = view.distances(
-                side, self.spacing, include_background=self.include_background
-            )
-            prediction = view.squared_distance(predicted, side=side, spacing=self.spacing)
-            weight += reference.pow(self.alpha / 2) + prediction.pow(self.alpha / 2)
+        background = self.include_background
+        reference = view.distances("both", self.spacing, include_background=background)
+        prediction = view.squared_distance(predicted, side="both", spacing=self.spacing)
+        weight = reference.pow(self.alpha / 2).add_(prediction.pow_(self.alpha / 2))
         errors = view.errors[:, :, first:].square()
         return view.mean_over_voxels((errors * weight).mean(2))
 

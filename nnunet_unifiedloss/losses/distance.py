@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
-import SimpleITK as sitk
 import torch
 from torch import Tensor
 
-# ITK's pool of threads does not survive a fork: a forked worker would wait for it for ever
-sitk.ProcessObject.SetGlobalDefaultThreader("PLATFORM")
+Mask = npt.NDArray[np.bool_]
+Map = npt.NDArray[Any]
 
+_CACHED = 2**17  # voxels that a processor's cache holds some times over
 _LARGEST_BLOCK = 2**25  # numbers that the transform on a device holds at a time
 
 
@@ -20,8 +25,9 @@ def squared_distance(
 ) -> Tensor:
     """Squared distance of some voxels to the nearest of others.
 
-    On the CPU SimpleITK computes it, in float32; on other devices, and in float64, it is a minimum
-    over the lines of each axis in turn, without a round trip to the host.
+    It is the minimum over the lines of each axis in turn: on the CPU image by image, with an end as
+    soon as nothing can change any more; on other devices for all images at once, without a round
+    trip to the host.
 
     Args:
         of: Voxels whose distance is asked for, booleans (B, G, K, *S).
@@ -41,42 +47,96 @@ def squared_distance(
         raise ValueError(
             f"spacing: has {len(size)} numbers for images of {axes} axes, got {spacing}"
         )
-    if of.device.type == "cpu" and dtype == torch.float32:
-        pairs = zip(of.flatten(0, 2).numpy(), to.flatten(0, 2).numpy(), strict=True)
-        maps = [torch.from_numpy(_maurer(of_item, to_item, size)) for of_item, to_item in pairs]
-        return torch.stack(maps).view(of.shape)
+    if of.device.type == "cpu":
+        result = torch.zeros(of.shape, dtype=dtype)
+        images = (values.flatten(0, 2).numpy() for values in (of, to, result))
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+            list(threads.map(partial(_of_image, size), *images))
+        return result
     return _separable(of, to, size, dtype)
 
 
-def _maurer(
-    of: npt.NDArray[np.bool_], to: npt.NDArray[np.bool_], size: tuple[float, ...]
-) -> npt.NDArray[np.float32]:
-    """Squared distance in one image by SimpleITK."""
-    result = np.zeros(of.shape, np.float32)
-    if not to.any() or not of.any():
-        return result
-    box = _neighbourhood(of) if np.logical_or(of, to).all() else ...
-    image = sitk.GetImageFromArray(to[box].astype(np.uint8))
-    image.SetSpacing(size[::-1])
-    distance = sitk.SignedMaurerDistanceMap(
-        image, insideIsPositive=False, squaredDistance=True, useImageSpacing=True
-    )
-    np.copyto(result[box], sitk.GetArrayViewFromImage(distance), where=of[box])
-    return result
+def _of_image(size: tuple[float, ...], of: Mask, to: Mask, result: Map) -> None:
+    """Squared distance in one image."""
+    if of.any() and to.any():
+        box = _box(of, margin=1) if np.logical_or(of, to).all() else ...
+        np.copyto(result[box], _to_nearest(to[box], size, result.dtype), where=of[box])
 
 
-def _neighbourhood(mask: npt.NDArray[np.bool_]) -> tuple[slice, ...]:
-    """The box around a mask with a margin of one voxel.
+def _box(mask: Mask, *, margin: int = 0) -> tuple[slice, ...]:
+    """The box around a mask.
 
-    What lies in it decides about distances to the complement: on the way to a voxel further away
-    the line from the mask leaves it through the margin, which is complement already.
+    With a margin of one voxel, what lies in it decides about distances to the complement: on the
+    way to a voxel further away the line from the mask leaves it through the margin, which is
+    complement already.
     """
     box = []
     for axis in range(mask.ndim):
         others = tuple(a for a in range(mask.ndim) if a != axis)
         found = np.flatnonzero(mask.any(axis=others))
-        box.append(slice(max(int(found[0]) - 1, 0), int(found[-1]) + 2))
+        box.append(slice(max(int(found[0]) - margin, 0), int(found[-1]) + 1 + margin))
     return tuple(box)
+
+
+def _to_nearest(to: Mask, size: tuple[float, ...], dtype: np.dtype[Any]) -> Map:
+    """Squared distance of every voxel to a mask, along the first axis, then by some planes."""
+    _, *box = _box(to)
+    distance = _along_columns(to[(slice(None), *box)], size[0], dtype)
+    np.square(distance, out=distance)
+    result = np.empty(to.shape, dtype)
+    planes = max(1, _CACHED // math.prod(to.shape[1:]))
+    for first in range(0, len(to), planes):
+        part = slice(first, first + planes)
+        lowest = distance[part]
+        for axis, found in enumerate(box, start=1):
+            lowest = _lowest(lowest.swapaxes(0, axis), found.start, to.shape[axis], size[axis])
+            lowest = lowest.swapaxes(0, axis)
+        result[part] = lowest
+    return result
+
+
+def _along_columns(to: Mask, step: float, dtype: np.dtype[Any]) -> Map:
+    """Distance to the nearest voxel of a mask along the first axis, infinite without one."""
+    distance: Map = np.where(to, dtype.type(0), dtype.type(np.inf))
+    for lines in (distance, distance[::-1]):
+        for line, before in zip(lines[1:], lines[:-1], strict=True):
+            np.minimum(line, before + dtype.type(step), out=line)
+    return distance
+
+
+def _lowest(squared: Map, start: int, length: int, step: float) -> Map:
+    """The least of squared + (step · shift)² over all shifts along the first axis.
+
+    Rows ``start`` and following of ``length`` rows are given, those beside them are infinite.
+    Whole rows are shifted at a time, and no further than the largest distance that was found: a
+    longer way does not improve any, and ways to where there was none are at least as long as the
+    shift.
+    """
+    squared = np.ascontiguousarray(squared)
+    result = np.full((length, *squared.shape[1:]), np.inf, squared.dtype)
+    end = start + len(squared)
+    result[start:end] = squared
+    candidate = np.empty_like(squared)
+    for shift in range(1, max(end, length - start)):
+        longer = squared.dtype.type((step * shift) ** 2)
+        np.add(squared, longer, out=candidate)
+        down = (max(shift - start, 0), len(squared), -shift)
+        up = (0, min(len(squared), length - start - shift), shift)
+        for first, last, way in (down, up):  # the rows that stay within the length
+            if first < last:
+                goal = result[start + first + way : start + last + way]
+                np.minimum(goal, candidate[first:last], out=goal)
+        if shift % 4 == 0 and _largest(result) < longer:
+            break
+    return result
+
+
+def _largest(values: Map) -> float:
+    """The largest finite value."""
+    largest = values.max()
+    if np.isinf(largest):
+        largest = values.max(where=np.isfinite(values), initial=0)
+    return float(largest)
 
 
 def _separable(of: Tensor, to: Tensor, size: tuple[float, ...], dtype: torch.dtype) -> Tensor:

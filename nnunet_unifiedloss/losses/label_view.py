@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nnunet_unifiedloss.losses.autograd import SoftmaxSplit
+from nnunet_unifiedloss.losses.autograd import SoftmaxSplit, WithTruth
 from nnunet_unifiedloss.losses.view import View
 
 
@@ -51,12 +51,16 @@ class LabelView(View):
     @property
     def errors(self) -> Tensor:
         """|y − p| of every class, (B, 1, C, *S)."""
-        return self._once("errors", lambda: self.others.scatter(1, self.label, self.error)[:, None])
+        return self._once("errors", lambda: self._with_truth(self._error, self._p_t))
 
     @property
     def probabilities(self) -> Tensor:
         """Probability of every class, 0 where ignored, (B, 1, C, *S)."""
-        return self.others.scatter(1, self.label, self.p_t)[:, None]
+        return self._with_truth(self._p_t, -self._p_t)
+
+    def _with_truth(self, values: Tensor, slope: Tensor) -> Tensor:
+        maps: Tensor = WithTruth.apply(self.others, self.cross_entropy, values, slope, self.label)
+        return maps[:, None]
 
     @property
     def one_hot(self) -> Tensor:
@@ -66,7 +70,8 @@ class LabelView(View):
     def _one_hot(self) -> Tensor:
         classes = torch.arange(self.num_classes, device=self.label.device)
         classes = classes.view(-1, *(1 for _ in self.label.shape[2:]))
-        return (self.label == classes)[:, None] & self.counting
+        one_hot = (self.label == classes)[:, None]
+        return one_hot if self.ignored is None else one_hot & self.counting
 
     def squared_errors(self) -> tuple[Tensor, Tensor]:
         """Σ (y−p)² over the voxels of each class and over all others, (B, 1, C) each."""

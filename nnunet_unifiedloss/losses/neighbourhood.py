@@ -6,6 +6,7 @@ of the gradient: nothing has to be kept for the backward pass.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -24,12 +25,12 @@ def add_shifted(total: Tensor, values: Tensor, axis: int, shift: int, weight: fl
         high.add_(values.narrow(axis, 0, length), alpha=weight)
 
 
-def mean_of_cross(values: Tensor) -> Tensor:
-    """Mean of each voxel and its face neighbours."""
-    total = values.clone()
+def sum_of_cross(values: Tensor, *, less: float = 0) -> Tensor:
+    """Sum of each voxel and its face neighbours, less a constant."""
+    total = values - less
     for axis in range(SPATIAL, values.ndim):
         add_shifted(total, values, axis, 1, 1.0)
-    return total.mul_(1 / (2 * (values.ndim - SPATIAL) + 1))
+    return total
 
 
 def window_sum(values: Tensor, weights: tuple[float, ...]) -> Tensor:
@@ -42,8 +43,18 @@ def window_sum(values: Tensor, weights: tuple[float, ...]) -> Tensor:
     return values
 
 
+def parts(values: Tensor) -> list[tuple[slice, ...]]:
+    """What of (B, G, K, *S) to work on at a time: on the CPU one map, which its cache holds."""
+    if _free_to_look(values):
+        return [
+            tuple(slice(i, i + 1) for i in item)
+            for item in itertools.product(*map(range, values.shape[:SPATIAL]))
+        ]
+    return [(slice(None),) * SPATIAL]
+
+
 class ErosionSum(torch.autograd.Function):
-    """Σ_k k^α e_k with e_k = r_k / max r_k, r_k = max(mean_of_cross(e_{k−1}) − ½, 0).
+    """Σ_k k^α e_k with e_k = r_k / max r_k, r_k = max(mean over the cross of e_{k−1} − ½, 0).
 
     The maximum is that of each (B, G, K); where nothing is left, e_k = 0.
     """
@@ -56,21 +67,14 @@ class ErosionSum(torch.autograd.Function):
         erosions: int,
         counting: Tensor | None,
     ) -> Tensor:
-        left, total, kept = values, torch.zeros_like(values), []
-        for k in range(1, erosions + 1):
-            left = mean_of_cross(left).sub_(0.5).clamp_min_(0)
-            left = left if counting is None else left.mul_(counting)
-            strongest = _maximum(left)
-            # looking is free on the CPU, and most errors are gone after a few erosions
-            on_cpu = left.device.type == "cpu" and not torch.compiler.is_compiling()
-            if on_cpu and not strongest.any():
-                break
-            something = strongest > torch.finfo(left.dtype).tiny ** 0.5
-            strongest = torch.where(something, strongest, 1)
-            left.div_(strongest)  # the largest voxels are exactly 1 now
-            total.add_(left, alpha=float(k**alpha))
-            kept += [left, strongest]
-        ctx.alpha = alpha
+        total = torch.zeros_like(values)
+        ctx.alpha, ctx.erosions, kept = alpha, [], []
+        for part in parts(values):
+            eroded = _erode(values[part], erosions, None if counting is None else counting[part[0]])
+            for k, (left, _) in enumerate(eroded, start=1):
+                total[part].add_(left, alpha=float(k**alpha))
+            ctx.erosions.append(len(eroded))
+            kept += [tensor for pair in eroded for tensor in pair]
         ctx.save_for_backward(*kept)
         return total
 
@@ -80,19 +84,47 @@ class ErosionSum(torch.autograd.Function):
         ctx: Any,  # noqa: ANN401
         grad: Tensor,
     ) -> tuple[Tensor, None, None, None]:
-        kept = ctx.saved_tensors
-        slope = torch.zeros_like(grad)
-        for k in range(len(kept) // 2, 0, -1):
-            left, strongest = kept[2 * k - 2 : 2 * k]
-            slope.add_(grad, alpha=float(k**ctx.alpha))
-            # of r/max r: the largest voxels, where it is 1, share what the others lose
-            largest = left.floor()
-            shared = (slope * left).flatten(SPATIAL).sum(SPATIAL)
-            shared /= largest.flatten(SPATIAL).sum(SPATIAL).clamp_min_(1)
-            slope.addcmul_(largest, shared.view(strongest.shape), value=-1)
-            slope = mean_of_cross(slope.div_(strongest).mul_(left.sign()))
-        return slope, None, None, None
+        kept = iter(ctx.saved_tensors)
+        slopes = torch.zeros_like(grad)
+        for part, erosions in zip(parts(grad), ctx.erosions, strict=True):
+            eroded = [(next(kept), next(kept)) for _ in range(erosions)]
+            if eroded:
+                slopes[part] = _slope(grad[part], eroded, ctx.alpha)
+        return slopes, None, None, None
 
 
-def _maximum(values: Tensor) -> Tensor:
-    return values.amax(tuple(range(SPATIAL, values.ndim)), keepdim=True)
+def _free_to_look(values: Tensor) -> bool:
+    """Whether a number of a tensor is at hand without waiting for a device."""
+    return values.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _erode(values: Tensor, erosions: int, counting: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+    """e_k and the maximum it was divided by, as long as something is left."""
+    left, eroded = values, []
+    half = values.ndim - SPATIAL + 0.5  # of the number of voxels of a cross
+    for _ in range(erosions):
+        left = sum_of_cross(left, less=half).clamp_min_(0)
+        left = left if counting is None else left.mul_(counting)
+        strongest = left.amax(tuple(range(SPATIAL, left.ndim)), keepdim=True)
+        if _free_to_look(left) and not strongest.any():  # most errors are gone after a few erosions
+            break
+        something = strongest > torch.finfo(left.dtype).tiny ** 0.5
+        strongest = torch.where(something, strongest, 1)
+        left.div_(strongest)  # the largest voxels are exactly 1 now
+        eroded.append((left, strongest))
+    return eroded
+
+
+def _slope(grad: Tensor, eroded: list[tuple[Tensor, Tensor]], alpha: float) -> Tensor:
+    """The slope of Σ_k k^α e_k, given that of the sum."""
+    slope = torch.zeros_like(grad)
+    for k in range(len(eroded), 0, -1):
+        left, strongest = eroded[k - 1]
+        slope.add_(grad, alpha=float(k**alpha))
+        # of r/max r: the largest voxels, where it is 1, share what the others lose
+        largest = left.floor()
+        shared = (slope * left).flatten(SPATIAL).sum(SPATIAL)
+        shared /= largest.flatten(SPATIAL).sum(SPATIAL).clamp_min_(1)
+        slope.addcmul_(largest, shared.view(strongest.shape), value=-1)
+        slope = sum_of_cross(slope.div_(strongest).mul_(left.sign()))
+    return slope

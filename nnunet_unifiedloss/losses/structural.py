@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 
 from nnunet_unifiedloss.losses.base import Options, SegmentationLoss, check_count, check_number
 from nnunet_unifiedloss.losses.distributed import maximum_over_ranks
-from nnunet_unifiedloss.losses.neighbourhood import window_sum
+from nnunet_unifiedloss.losses.neighbourhood import parts, window_sum
 from nnunet_unifiedloss.losses.view import View
 
 _SIGMA = 1.5  # of the Gaussian window, in voxels, as in the structural similarity index
@@ -86,7 +86,8 @@ class StructuralSimilarityLoss(SegmentationLoss):
             threshold = self.beta * largest.view(-1, *(1 for _ in difference.shape[2:]))
             selected = (difference > threshold) & view.counting
         structure = (difference * selected).sum(2) * view.cross_entropy
-        chosen = view.over_batch(selected.flatten(2).sum(2).to(structure.dtype))
+        number = selected.view(torch.uint8).flatten(2).sum(2, dtype=torch.int32)
+        chosen = view.over_batch(number.to(structure.dtype))
         similarity = (view.over_batch(structure.flatten(2).sum(2)) / chosen.clamp_min(1)).mean()
         plain = view.mean_over_voxels(view.cross_entropy)
         return self.weight * plain + (1 - self.weight) * similarity
@@ -94,10 +95,8 @@ class StructuralSimilarityLoss(SegmentationLoss):
     def _difference(self, view: View) -> Tensor:
         """The difference e of every class, 0 where ignored, (B, G, K, *S)."""
         window = _Window.of(self.window, view.counting.to(view.cross_entropy.dtype))
-        pairs = zip(  # class by class: the temporary maps are many
-            torch.split(view.one_hot, 1, 2), torch.split(view.probabilities, 1, 2), strict=True
-        )
-        return torch.cat([_Difference.apply(p, y, self.c, window) for y, p in pairs], 2)
+        difference: Tensor = _Difference.apply(view.probabilities, view.one_hot, self.c, window)
+        return difference
 
 
 class _Window(NamedTuple):
@@ -113,6 +112,9 @@ class _Window(NamedTuple):
         norm = window_sum(counting, weights)
         return cls(weights, counting, norm.clamp_min_(weights[-1] ** 3).reciprocal_())
 
+    def part(self, samples: slice) -> _Window:
+        return _Window(self.weights, self.counting[samples], self.norm[samples])
+
     def sum(self, values: Tensor) -> Tensor:
         """Σ weights · values / Σ weights of what counts; the values are 0 where ignored."""
         return window_sum(values, self.weights).mul_(self.norm)
@@ -127,22 +129,26 @@ class _Window(NamedTuple):
 
 
 class _Difference(torch.autograd.Function):
-    """|(y − μ_y + c)/(σ_y + c) − (p − μ_p + c)/(σ_p + c)| of one class."""
+    """|(y − μ_y + c)/(σ_y + c) − (p − μ_p + c)/(σ_p + c)| of every class, (B, G, K, *S)."""
 
     @staticmethod
     def forward(
         ctx: Any,  # noqa: ANN401 (torch's own type)
-        probability: Tensor,
+        probabilities: Tensor,
         truth: Tensor,
         c: float,
         window: _Window,
     ) -> Tensor:
         # shifted by ½ the squares are smaller, and so is their rounding
-        centred = (probability - 0.5).mul_(window.counting)
-        reference = (truth.to(centred.dtype) - 0.5).mul_(window.counting)
-        difference = _standardised(reference, *window.statistics(reference, squares=0.25), c)
-        difference -= _standardised(centred, *window.statistics(centred), c)
-        difference *= window.counting
+        centred = (probabilities - 0.5).mul_(window.counting)
+        difference = torch.empty_like(centred)
+        for part in parts(centred):
+            around = window.part(part[0])
+            values = centred[part]
+            reference = (truth[part].to(values.dtype) - 0.5).mul_(around.counting)
+            signed = _standardised(reference, *around.statistics(reference, squares=0.25), c)
+            signed -= _standardised(values, *around.statistics(values), c)
+            torch.mul(signed, around.counting, out=difference[part])
         ctx.c, ctx.weights = c, window.weights
         ctx.save_for_backward(centred, difference, window.counting, window.norm)
         return difference.abs()
@@ -155,16 +161,24 @@ class _Difference(torch.autograd.Function):
     ) -> tuple[Tensor, None, None, None]:
         centred, difference, counting, norm = ctx.saved_tensors
         window = _Window(ctx.weights, counting, norm)
-        mean, deviation = window.statistics(centred)
-        standardised = _standardised(centred, mean, deviation, ctx.c)
-        slope = difference.sign().mul_(grad).neg_().div_(deviation + ctx.c)
-        # by way of the variance, whose root has a bounded slope where there is none
-        noise = 2 * torch.finfo(centred.dtype).eps ** 0.5
-        by_variance = standardised.mul_(slope).mul_(-0.5).div_(deviation.clamp_min_(noise))
-        by_mean = by_variance.mul(mean).mul_(-2).sub_(slope)
-        slope += window_sum(by_mean.mul_(norm), ctx.weights)
-        slope += window_sum(by_variance.mul_(norm), ctx.weights).mul_(centred).mul_(2)
-        return slope.mul_(counting), None, None, None
+        slope = difference.sign().mul_(grad).neg_()
+        for part in parts(slope):
+            slope[part] = _slope(slope[part], centred[part], ctx.c, window.part(part[0]))
+        return slope, None, None, None
+
+
+def _slope(slope: Tensor, centred: Tensor, c: float, window: _Window) -> Tensor:
+    """The slope of the standardised values, given that of what is computed from them."""
+    mean, deviation = window.statistics(centred)
+    standardised = _standardised(centred, mean, deviation, c)
+    slope = slope / (deviation + c)
+    # by way of the variance, whose root has a bounded slope where there is none
+    noise = 2 * torch.finfo(centred.dtype).eps ** 0.5
+    by_variance = standardised.mul_(slope).mul_(-0.5).div_(deviation.clamp_min_(noise))
+    by_mean = by_variance.mul(mean).mul_(-2).sub_(slope)
+    slope += window_sum(by_mean.mul_(window.norm), window.weights)
+    slope += window_sum(by_variance.mul_(window.norm), window.weights).mul_(centred).mul_(2)
+    return slope.mul_(window.counting)
 
 
 def _standardised(values: Tensor, mean: Tensor, deviation: Tensor, c: float) -> Tensor:

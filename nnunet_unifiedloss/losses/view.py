@@ -119,17 +119,17 @@ class View(ABC):
         return sum_over_ranks(total) if self.ddp else total
 
     def distances(self, side: str, spacing: Spacing, *, include_background: bool = False) -> Tensor:
-        """Squared distance of the voxels on one side of each class to the other side.
+        """Squared distance of the voxels on one side of each class's boundary to the other side.
 
         It is computed once for all terms of a loss.
 
         Args:
-            side: ``inside`` or ``outside``, the voxels whose distance is asked for.
+            side: ``inside``, ``outside`` or ``both``, the voxels whose distance is asked for.
             spacing: Physical size of the image's voxels, or None for distances in voxels.
             include_background: Use the background class too.
 
         Returns:
-            (B, G, classes in use, *S); 0 on the other side, and where there is none.
+            (B, G, classes in use, *S); 0 for voxels not asked for, and without another side.
         """
         mask = self.one_hot if include_background else self.one_hot[:, :, 1:]
         return self._once(
@@ -140,7 +140,14 @@ class View(ABC):
     def squared_distance(self, mask: Tensor, *, side: str, spacing: Spacing) -> Tensor:
         """As :meth:`distances`, for any mask (B, G, K, *S)."""
         complement = ~mask & self.counting
+        if side == "both":
+            return self._distance_of(mask, complement, spacing).add_(
+                self._distance_of(complement, mask, spacing)
+            )
         of, to = (mask, complement) if side == "inside" else (complement, mask)
+        return self._distance_of(of, to, spacing)
+
+    def _distance_of(self, of: Tensor, to: Tensor, spacing: Spacing) -> Tensor:
         return squared_distance(of, to, self.voxel_size(spacing), self.cross_entropy.dtype)
 
     def voxel_size(self, spacing: Spacing) -> Spacing:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import Any
 
 import torch
@@ -12,6 +14,10 @@ from typing_extensions import Unpack
 from nnunet_unifiedloss.losses.base import Options, SegmentationLoss, check_flag, check_number
 from nnunet_unifiedloss.losses.overlap import tversky_complement
 from nnunet_unifiedloss.losses.view import View
+
+_SORTED = 2**17  # voxels up to which the Lovász loss puts them all in order
+_DIGITS = 11  # binary digits of the errors that more voxels are put in order by
+_LEVELS = (128 << _DIGITS) + 1  # of float32 up to 2
 
 
 class JaccardLoss(SegmentationLoss):
@@ -79,7 +85,9 @@ class LovaszLoss(SegmentationLoss):
 
     (1), (2), … are the voxels of the batch in order of falling error, and Δ_J is the Jaccard loss
     of a set of wrong voxels. All classes that are present in the batch count, the background too.
-    In distributed training each rank sorts its own part of the batch.
+    In distributed training each rank sorts its own part of the batch. Of more than 131,072 voxels
+    (for example, two patches of 41³) errors that agree in 11 binary digits, the precision of
+    float16, share their steps; that is a multiple faster and changes the loss by less than 0.05 %.
 
     Args:
         **options: regions, ignore_label, batch_dice, ddp; see :class:`SegmentationLoss`.
@@ -107,35 +115,31 @@ class LovaszLoss(SegmentationLoss):
 
     def evaluate(self, view: View) -> Tensor:
         """Lovász extension of the Jaccard loss, mean over the classes present and regions."""
-        maps = (values.transpose(0, 1).flatten(3) for values in (view.errors, view.one_hot))
-        groups = zip(*(values.unbind(0) for values in maps), strict=True)  # (B, K, voxels) each
-        losses = torch.stack([_extensions(errors, truth) for errors, truth in groups])
-        present = (view.class_voxels.sum(0) > 0).to(losses.dtype)
+        losses: Tensor = _LovaszExtension.apply(view.errors, view.one_hot)
+        present = view.one_hot.flatten(3).any(3).any(0).to(losses.dtype)
         return ((losses * present).sum(1) / present.sum(1).clamp_min(1)).mean()
 
 
-def _extensions(errors: Tensor, truth: Tensor) -> Tensor:
-    """The Lovász extension for each class, (K,), from (B, K, voxels)."""
-    pairs = zip(errors.unbind(1), truth.unbind(1), strict=True)
-    return torch.stack([_LovaszExtension.apply(e.flatten(), y.flatten()) for e, y in pairs])
-
-
 class _LovaszExtension(torch.autograd.Function):
-    """Σ e·step over the errors (voxels,) of one class, largest first."""
+    """Σ e·step over the errors (B, G, K, *S) of each class, largest first, (G, K)."""
 
     @staticmethod
     def forward(
         ctx: Any,  # noqa: ANN401 (torch's own type)
         errors: Tensor,
-        mask: Tensor,
+        masks: Tensor,
     ) -> Tensor:
-        # The bits of floats ≥ 0 are in the order of the floats, and integers sort several times
-        # faster. The lowest bit takes the mask along.
-        integer = torch.int64 if errors.dtype == torch.float64 else torch.int32
-        bits, order = torch.sort((errors.contiguous().view(integer) << 1).add_(mask))
-        steps = _jaccard_steps(bits & 1, errors.dtype)
-        ctx.save_for_backward(order, steps)
-        return ((bits >> 1).view(errors.dtype) * steps).sum()
+        batch, groups, classes, *space = errors.shape
+        steps_of = _steps_in_order if batch * math.prod(space) <= _SORTED else _steps_by_levels
+        steps = torch.empty_like(errors)
+        losses = errors.new_empty(groups, classes)
+        for g, k in itertools.product(range(groups), range(classes)):
+            voxels = errors[:, g, k].flatten()
+            step = steps_of(voxels, masks[:, g, k].flatten())
+            losses[g, k] = torch.dot(voxels, step)
+            steps[:, g, k] = step.view(batch, *space)
+        ctx.save_for_backward(steps)
+        return losses
 
     @staticmethod
     @once_differentiable
@@ -143,19 +147,43 @@ class _LovaszExtension(torch.autograd.Function):
         ctx: Any,  # noqa: ANN401
         grad: Tensor,
     ) -> tuple[Tensor, None]:
-        order, steps = ctx.saved_tensors
-        return torch.empty_like(steps).scatter_(0, order, steps * grad), None
+        (steps,) = ctx.saved_tensors
+        return steps * grad.view(*grad.shape, *(1 for _ in steps.shape[3:])), None
 
 
-def _jaccard_steps(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """What each voxel adds to the Jaccard loss when it becomes wrong, after all that follow it.
+def _steps_in_order(errors: Tensor, mask: Tensor) -> Tensor:
+    """What each voxel adds to the Jaccard loss when it becomes wrong, after those of larger error.
 
     With P voxels in the mask, i of them and j others wrong already, the loss is
     1 − (P − i)/(P + j); its steps are written out, since their difference would round them away.
     """
-    right_inside = mask.cumsum(0, dtype=mask.dtype)  # P − i
-    wrong = torch.arange(len(mask) - 1, -1, -1, dtype=mask.dtype, device=mask.device)
-    union = wrong.add_(right_inside).clamp_min_(1).to(dtype)  # P + j = i + j + (P − i)
-    step_outside = right_inside.to(dtype).div_(union + 1)
-    inside = mask.to(dtype)
-    return step_outside.lerp_(torch.ones_like(inside), inside).div_(union)
+    # The bits of floats ≥ 0 are in the order of the floats, and integers sort several times
+    # faster. The lowest bit takes the mask along.
+    integer = torch.int64 if errors.dtype == torch.float64 else torch.int32
+    bits, order = torch.sort((errors.contiguous().view(integer) << 1).add_(mask))
+    inside = bits & 1
+    right_inside = inside.cumsum(0, dtype=integer)  # P − i
+    wrong = torch.arange(len(inside) - 1, -1, -1, dtype=integer, device=mask.device)
+    union = wrong.add_(right_inside).clamp_min_(1).to(errors.dtype)  # P + j = i + j + (P − i)
+    step = right_inside.to(errors.dtype).div_(union + 1)
+    step = torch.where(inside.bool(), 1, step).div_(union)
+    return torch.empty_like(step).scatter_(0, order, step)
+
+
+def _steps_by_levels(errors: Tensor, mask: Tensor) -> Tensor:
+    """As :func:`_steps_in_order`, where errors that agree in their leading digits are one level.
+
+    Of a level the voxels of the mask are the first to become wrong, or the others are; each voxel
+    gets the mean of the two. With I and O of them, P − i = r and P + j = u before, and
+    v = u + O, that is (1/u + 1/v)/2 inside and (r − I/2)/(uv) outside; a level's steps add up to
+    what it adds to the Jaccard loss.
+    """
+    level = errors.float().view(torch.int32) >> (23 - _DIGITS)
+    row = level.add_(mask, alpha=_LEVELS)
+    counts = torch.zeros(2 * _LEVELS, dtype=torch.int32, device=mask.device)
+    outside, inside = counts.index_add_(0, row, torch.ones_like(row)).view(2, -1).unbind()
+    after = len(row) - (outside.cumsum(0, dtype=torch.int32) - outside).to(errors.dtype)  # v
+    before = after - outside  # u
+    right = inside.cumsum(0, dtype=torch.int32) - inside.to(errors.dtype).mul_(0.5)  # r − I/2
+    steps = torch.stack([right, (before + after).mul_(0.5)])
+    return steps.div_((before * after).clamp_min_(1)).flatten().index_select(0, row)
