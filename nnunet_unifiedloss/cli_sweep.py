@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnunet_unifiedloss.probe import DEVICES
@@ -153,6 +154,10 @@ def _launch(arguments: argparse.Namespace, jobs: Sequence[Job]) -> int:
     from nnunet_unifiedloss.sweep.display import Display
 
     check_found(arguments.tr)
+    if arguments.compare:  # rather now than after days of training
+        from nnunet_unifiedloss.report import check_report_folder
+
+        check_report_folder(Path(arguments.o))
     console = _console()
     display = Display(console)
     if arguments.launcher == "slurm":
@@ -169,20 +174,40 @@ def _launch(arguments: argparse.Namespace, jobs: Sequence[Job]) -> int:
     if any(status.state not in ("done", "unplanned") for status in statuses):
         console.print("not all is done; the same command goes on from here", soft_wrap=True)
         return 1
-    return _compare(arguments)
+    return _compare(arguments, statuses)
 
 
-def _compare(arguments: argparse.Namespace) -> int:
-    """Print the command that compares the trainers, and run it if that was asked for."""
-    baseline = BASELINE if BASELINE in arguments.tr else arguments.tr[0]
-    command = ["compare", "-d", *arguments.d, "-c", *arguments.c, "-tr", *arguments.tr]
-    command += ["-p", *arguments.p] if arguments.p else []
-    command += ["-f", *(arguments.f or DEFAULT_FOLDS), "-o", arguments.o, "--baseline", baseline]
-    print(shlex.join(["nnunet-unifiedloss", *command]), flush=True)
+def _compare(arguments: argparse.Namespace, statuses: Sequence[Status]) -> int:
+    """Print the commands that compare the trainers, and run them if that was asked for."""
+    commands = _comparisons(arguments, statuses)
+    for command in commands:
+        print(shlex.join(["nnunet-unifiedloss", *command]), flush=True)
     if not arguments.compare:
         return 0
     program = [sys.executable, "-m", "nnunet_unifiedloss"]
-    return subprocess.run([*program, *command], check=False).returncode
+    codes = [subprocess.run([*program, *command], check=False).returncode for command in commands]
+    return max(codes, default=0)
+
+
+def _comparisons(arguments: argparse.Namespace, statuses: Sequence[Status]) -> list[list[str]]:
+    """One comparison of the trainers for each configuration, on the data sets that have it."""
+    from nnunet_unifiedloss.sweep import DEFAULT_PLANS, TrainingJob
+
+    datasets: dict[tuple[str, str], dict[str, None]] = {}
+    for job in (status.job for status in statuses if status.state == "done"):
+        if isinstance(job, TrainingJob) and job.training.configuration in arguments.c:
+            place = job.training.plans, job.training.configuration
+            datasets.setdefault(place, {})[job.training.dataset] = None
+    trainers = list(dict.fromkeys(arguments.tr))
+    folds = list(dict.fromkeys(arguments.f or DEFAULT_FOLDS))
+    baseline = BASELINE if BASELINE in trainers else trainers[0]
+    commands = []
+    for (plans, configuration), names in datasets.items():
+        folder = Path(arguments.o, f"{plans}__{configuration}" if len(datasets) > 1 else "")
+        command = ["compare", "-d", *names, "-c", configuration, "-tr", *trainers]
+        command += [] if plans == DEFAULT_PLANS else ["-p", plans]
+        commands.append([*command, "-f", *folds, "-o", str(folder), "--baseline", baseline])
+    return commands
 
 
 def _print_result(console: Console, statuses: Sequence[Status]) -> None:

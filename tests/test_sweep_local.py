@@ -287,7 +287,8 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-COMPARE = "nnunet-unifiedloss compare -d 4 -c 2d -tr nnUNetTrainerTversky nnUNetTrainer -f 0"
+TRAINERS = "nnUNetTrainerTversky nnUNetTrainer"
+COMPARE = f"nnunet-unifiedloss compare -d {DATASET} -c 2d -tr {TRAINERS} -f 0"
 
 
 def test_when_all_is_done_the_comparison_follows(folders, command, capsys, monkeypatch):
