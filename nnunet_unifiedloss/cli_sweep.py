@@ -38,8 +38,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     several("-p", "plans (default: nnUNetPlans)", "PLANS")
     several("-f", "folds, or all (default: 0 1 2 3 4)", "FOLD", type=_fold)
     command.add_argument("-device", choices=DEVICES, help="(default: that of nnUNetv2_train, cuda)")
+    command.add_argument("-num_gpus", type=_positive, metavar="N", help="GPUs of one training")
+    command.add_argument("--npz", action="store_true", help="keep probabilities, for ensembles")
     command.add_argument("--launcher", choices=("local", "slurm"), default="local")
-    several("--gpus", "GPUs of this computer, one job on each (default: no choice, one job)", "GPU")
+    several("--gpus", "GPUs of this computer, one job on each; 0,1 2,3 for -num_gpus 2", "GPU")
     command.add_argument("--jobs", type=_positive, metavar="N", help="how many jobs run at a time")
     several(
         "--slurm", "sbatch's options: partition=gpu time=24:00:00 mem=32G gres=gpu:1", "KEY=VALUE"
@@ -74,7 +76,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Refuse flags that do not go together."""
-    local = arguments.launcher == "local"
+    local, cuda = arguments.launcher == "local", arguments.device in (None, "cuda")
+    together = arguments.num_gpus or 1
     refusals = {
         "--json: is for --status; remedy: add --status": arguments.json and not arguments.status,
         "-c and -tr: only --status can do without; remedy: name configurations and trainers": not (
@@ -82,16 +85,22 @@ def _check(arguments: argparse.Namespace) -> None:
         ),
         "--slurm: is for --launcher slurm; remedy: add it": arguments.slurm and local,
         "--gpus: is for --launcher local; remedy: --slurm gres=gpu:1": arguments.gpus and not local,
-        f"--gpus: makes no sense with -device {arguments.device}; remedy: leave one of them out": (
-            arguments.gpus and arguments.device not in (None, "cuda")
+        f"--gpus: makes no sense with -device {arguments.device}; remedy: leave one out": (
+            arguments.gpus and not cuda
+        ),
+        f"-num_gpus: makes no sense with -device {arguments.device}; remedy: leave one out": (
+            together > 1 and not cuda
+        ),
+        f"--gpus: -num_gpus is {together}; remedy: as many for each job, as 0,1 2,3": any(
+            len(gpus.split(",")) != together for gpus in arguments.gpus or []
         ),
     }
     for text, refused in refusals.items():
         if refused:
             raise ValueError(text)
     for name in arguments.tr or []:
-        if "__" in name or "/" in name:
-            raise ValueError(f"-tr {name}: '__' and '/' cannot be part of a trainer's name")
+        if not name or "__" in name or "/" in name:
+            raise ValueError(f"-tr {name!r}: not a trainer's name, which has no '__' and no '/'")
 
 
 def _jobs(arguments: argparse.Namespace) -> list[Job]:
@@ -105,7 +114,7 @@ def _jobs(arguments: argparse.Namespace) -> list[Job]:
         for names in (arguments.c, arguments.tr, arguments.p, arguments.f)
     )
     if c and tr:
-        options = {"plans": p or [DEFAULT_PLANS], "device": arguments.device}
+        options = {"plans": p or [DEFAULT_PLANS], "flags": _training_flags(arguments)}
         return plan_jobs(
             datasets, c, tr, f or DEFAULT_FOLDS, **options, to_run=not arguments.status
         )
@@ -119,6 +128,13 @@ def _jobs(arguments: argparse.Namespace) -> list[Job]:
         and (not p or training.plans in p)
         and (not f or training.fold in f)
     ]
+
+
+def _training_flags(arguments: argparse.Namespace) -> list[str]:
+    """The flags that are nnUNetv2_train's own."""
+    flags = ["-device", arguments.device] if arguments.device else []
+    flags += ["-num_gpus", str(arguments.num_gpus)] if arguments.num_gpus else []
+    return [*flags, "--npz"] if arguments.npz else flags
 
 
 def _show_status(arguments: argparse.Namespace, jobs: Sequence[Job]) -> int:

@@ -58,7 +58,9 @@ def fold(folders, configuration="2d", trainer=OURS, number="0") -> Path:
 
 
 def test_the_matrix(folders):
-    assert commands(["2d", "3d_fullres"], ["nnUNetTrainer", OURS], ["0", "all"], device="cpu") == [
+    assert commands(
+        ["2d", "3d_fullres"], ["nnUNetTrainer", OURS], ["0", "all"], flags=["-device", "cpu"]
+    ) == [
         f"nnUNetv2_train {DATASET} {configuration} {number} -tr {trainer} -device cpu"
         for configuration in ("2d", "3d_fullres")
         for trainer in ("nnUNetTrainer", OURS)
@@ -155,6 +157,21 @@ def test_a_stage_without_predictions_for_the_next_one_is_validated_again(cascade
     (fold(folders, "3d_lowres", number="2") / "checkpoint_final.pth").unlink()
     with pytest.raises(ValueError, match=r"fold_2: is trained, but has no predictions.*remedy"):
         commands(["3d_cascade_fullres"])
+
+
+@pytest.mark.parametrize("number", ["2", "all"])
+def test_a_training_without_the_probabilities_for_an_ensemble_is_validated_again(folders, number):
+    npz = {"folds": [number], "flags": ["--npz"]}
+    folder = fold(folders, number=number)
+    train = f"nnUNetv2_train {DATASET} 2d {number} -tr {OURS} --npz"
+    assert commands(**npz) == [train]
+    finish(folder)
+    assert commands(folds=[number]) == []
+    assert commands(**npz) == [f"{train} --val"]
+    for case in range(10) if number == "all" else (2, 7):
+        assert commands(**npz) == [f"{train} --val"]
+        (folder / "validation" / f"case_{case}.npz").touch()
+    assert commands(**npz) == []
 
 
 def test_configurations_that_are_not_planned(folders, preprocessed):

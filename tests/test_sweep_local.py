@@ -282,6 +282,13 @@ def test_dry_run_prints_the_commands_and_runs_nothing(folders, command, capsys):
     assert not fold(folders, "nnUNetTrainer").exists()
 
 
+def test_flags_of_nnunet_are_passed_on(command, capsys):
+    flags = ["-device", "cuda", "-num_gpus", "2", "--npz"]
+    assert main([*command, "-f", "0", "--dry-run", *flags, "--gpus", "0,1", "2,3"]) == 0
+    first, _ = capsys.readouterr().out.splitlines()
+    assert first.split()[4:] == ["-tr", "nnUNetTrainerTversky", *flags]
+
+
 def _made(folder: Path) -> Path:
     folder.mkdir(parents=True)
     return folder
@@ -328,7 +335,11 @@ def test_a_failure_is_in_the_exit_code(folders, command, capsys, monkeypatch):
         (["--slurm", "time=60"], "--slurm: is for --launcher slurm"),
         (["--gpus", "0", "--launcher", "slurm"], "--gpus: is for --launcher local"),
         (["--gpus", "0", "-device", "cpu"], "--gpus: makes no sense with -device cpu"),
-        (["-tr", "a__b"], "-tr a__b: "),
+        (["-tr", "a__b"], "-tr 'a__b': "),
+        (["-tr", ""], "-tr '': not a trainer's name"),
+        (["-num_gpus", "2", "-device", "cpu"], "-num_gpus: makes no sense with -device cpu"),
+        (["-num_gpus", "2", "--gpus", "0", "1"], "--gpus: -num_gpus is 2; remedy: as many"),
+        (["--gpus", "0,1"], "--gpus: -num_gpus is 1"),
         (["-d", "77"], "data set 77: no folder"),
         (["-c", "3d"], "-c 3d: none of the data sets"),
     ],
