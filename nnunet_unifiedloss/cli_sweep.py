@@ -227,9 +227,9 @@ def _comparisons(arguments: argparse.Namespace, statuses: Sequence[Status]) -> l
 
 
 def _print_result(console: Console, statuses: Sequence[Status]) -> None:
-    from nnunet_unifiedloss.sweep.tables import counts, failing_lines, matrix_table
+    from nnunet_unifiedloss.sweep.tables import counts, matrix_table, remarks
 
-    console.print(matrix_table(statuses))
-    for line in failing_lines(statuses):
+    console.print(matrix_table(statuses, console))
+    for line in remarks(statuses):
         console.print(line, soft_wrap=True)
     console.print(counts(statuses))
