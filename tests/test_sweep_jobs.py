@@ -124,6 +124,15 @@ def test_preprocessing_that_was_cut_off_is_repeated(preprocessed, missing):
     assert commands()[0].startswith("nnUNetv2_preprocess")
 
 
+def test_references_of_cases_that_were_taken_out_of_the_data_set_stay(preprocessed):
+    (preprocessed / "nnUNetPlans_2d" / "case_3.pkl").unlink()
+    dataset = {"file_ending": ".nii.gz", "numTraining": 9}
+    (preprocessed / "dataset.json").write_text(json.dumps(dataset))
+    assert Plans(preprocessed, "nnUNetPlans").is_preprocessed("2d")
+    (preprocessed / "nnUNetPlans_2d" / "case_4.pkl").unlink()
+    assert not Plans(preprocessed, "nnUNetPlans").is_preprocessed("2d")
+
+
 def test_names_of_cases_may_have_dots(preprocessed):
     (preprocessed / "gt_segmentations" / "case.1.2.nii.gz").touch()
     (preprocessed / "nnUNetPlans_2d" / "case.1.2.pkl").touch()

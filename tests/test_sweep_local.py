@@ -20,11 +20,11 @@ from rich.console import Console
 
 from nnunet_unifiedloss import cli_sweep, discovery
 from nnunet_unifiedloss.cli import main
-from nnunet_unifiedloss.sweep import look_at_all, plan_jobs
-from nnunet_unifiedloss.sweep.attempts import last_attempt
+from nnunet_unifiedloss.sweep import local, look_at_all, plan_jobs
+from nnunet_unifiedloss.sweep.attempts import begin, last_attempt
 from nnunet_unifiedloss.sweep.display import Display
 from nnunet_unifiedloss.sweep.local import LocalSweep
-from nnunet_unifiedloss.sweep.runner import JobFailedError, carry_out
+from nnunet_unifiedloss.sweep.runner import EXIT_BUSY, JobFailedError, carry_out
 from nnunet_unifiedloss.trainings import Training, state
 
 
@@ -130,6 +130,17 @@ def test_a_runner_that_breaks_says_why(folders, monkeypatch):
     assert status.state == "failed"
     assert "ended without its results, failed with exit status 1: " in status.error
     assert "No module named" in status.error
+
+
+def test_a_runner_ends_with_an_exit_status_and_its_last_words(folders, monkeypatch):
+    done, failing, busy = fake_nnunet.jobs(["A", "Raises", "B"], ["0"])
+    with begin(busy.records, busy.name):
+        runners = [local._start_runner(job, None) for job in (done, failing, busy)]
+        assert [runner.process.wait(60) for runner in runners] == [0, 1, EXIT_BUSY]
+    monkeypatch.delenv("nnUNet_results")
+    breaks = local._start_runner(done, None)
+    assert breaks.process.wait(60) == 1
+    assert "ValueError: nnUNet_results is not set" in breaks.last_words()
 
 
 def test_one_unreadable_file_does_not_end_the_others(folders):
