@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from nnunet_unifiedloss.sweep import Job, Status
 
 DEFAULT_FOLDS = ["0", "1", "2", "3", "4"]
-BASELINE = "nnUNetTrainer"
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -216,13 +215,12 @@ def _comparisons(arguments: argparse.Namespace, statuses: Sequence[Status]) -> l
             datasets.setdefault(place, {})[job.training.dataset] = None
     trainers = list(dict.fromkeys(arguments.tr))
     folds = list(dict.fromkeys(arguments.f or DEFAULT_FOLDS))
-    baseline = BASELINE if BASELINE in trainers else trainers[0]
     commands = []
     for (plans, configuration), names in datasets.items():
         folder = Path(arguments.o, f"{plans}__{configuration}" if len(datasets) > 1 else "")
         command = ["compare", "-d", *names, "-c", configuration, "-tr", *trainers]
         command += [] if plans == DEFAULT_PLANS else ["-p", plans]
-        commands.append([*command, "-f", *folds, "-o", str(folder), "--baseline", baseline])
+        commands.append([*command, "-f", *folds, "-o", str(folder)])
     return commands
 
 

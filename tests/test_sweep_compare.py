@@ -64,7 +64,7 @@ def test_one_comparison_of_the_trainers_for_each_configuration(folders, capfd):
         configuration = name.partition("__")[2]
         assert (
             f"nnunet-unifiedloss compare -d {' '.join(datasets)} -c {configuration} {common} "
-            f"-o '{folder}' --baseline nnUNetTrainer\n"
+            f"-o '{folder}'\n"
         ) in shown
         assert (folder / "report.html").is_file()
         with (folder / "cases.csv").open(newline="") as file:

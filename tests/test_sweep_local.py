@@ -314,7 +314,7 @@ def test_when_all_is_done_the_comparison_follows(folders, command, capsys, monke
         finish(_made(fold(folders, trainer)))
     assert main([*command, "-f", "0"]) == 0
     line = capsys.readouterr().out.splitlines()[-1]
-    assert line == f"{COMPARE} -o report --baseline nnUNetTrainer"
+    assert line == f"{COMPARE} -o report"
     ran = []
 
     def compare(arguments, check):
@@ -323,7 +323,7 @@ def test_when_all_is_done_the_comparison_follows(folders, command, capsys, monke
 
     monkeypatch.setattr(cli_sweep.subprocess, "run", compare)
     assert main([*command, "-f", "0", "--compare", "-o", "my report"]) == 7
-    expected = shlex.split(f"{COMPARE} -o 'my report' --baseline nnUNetTrainer")[1:]
+    expected = shlex.split(f"{COMPARE} -o 'my report'")[1:]
     assert ran[0][-len(expected) :] == expected
 
 
