@@ -201,7 +201,7 @@ def _compare(arguments: argparse.Namespace, statuses: Sequence[Status]) -> int:
         return 0
     program = [sys.executable, "-m", "nnunet_unifiedloss"]
     codes = [subprocess.run([*program, *command], check=False).returncode for command in commands]
-    return max(codes, default=0)
+    return next(filter(None, codes), 0)
 
 
 def _comparisons(arguments: argparse.Namespace, statuses: Sequence[Status]) -> list[list[str]]:

@@ -97,6 +97,19 @@ def test_all_is_done_side_by_side_and_pinned(folders):
     assert {job.name: job.records.stat().st_mtime_ns for job in jobs} == before  # nothing to do
 
 
+def test_the_live_table_shows_what_was_done_before_while_others_run(folders):
+    shown = []
+
+    class Recorder(Display):
+        def show(self, statuses):
+            shown.append([status.state for status in statuses])
+
+    first, second = fake_nnunet.jobs(["A", "B"], ["0"])
+    finish(_made(second.folder))
+    LocalSweep([first, second], [], 1, Recorder(Console())).run()
+    assert shown[0][1] == "done"
+
+
 def test_a_failure_stops_only_what_depends_on_it(folders, capsys):
     failing, other = fake_nnunet.jobs(["Raises", "B"], ["0"])
     dependent = fake_nnunet.FakeTraining(
@@ -319,10 +332,10 @@ def test_when_all_is_done_the_comparison_follows(folders, command, capsys, monke
 
     def compare(arguments, check):
         ran.append(arguments)
-        return subprocess.CompletedProcess(arguments, 7)
+        return subprocess.CompletedProcess(arguments, -9)
 
     monkeypatch.setattr(cli_sweep.subprocess, "run", compare)
-    assert main([*command, "-f", "0", "--compare", "-o", "my report"]) == 7
+    assert main([*command, "-f", "0", "--compare", "-o", "my report"]) == -9
     expected = shlex.split(f"{COMPARE} -o 'my report'")[1:]
     assert ran[0][-len(expected) :] == expected
 
