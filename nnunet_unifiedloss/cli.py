@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 PROGRAM = "nnunet-unifiedloss"
 EXAMPLE = "nnUNetv2_train DATASET 3d_fullres 0 -tr nnUNetTrainerUnifiedFocal"
-UNLIMITED_WIDTH = 1000
 STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
 
 
@@ -158,9 +157,8 @@ def _uninstall(arguments: argparse.Namespace) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from rich.measure import Measurement
-
     from nnunet_unifiedloss.naming import catalogue
+    from nnunet_unifiedloss.terminal import fits
 
     entries = catalogue()
     if arguments.json:
@@ -168,10 +166,7 @@ def _list(arguments: argparse.Namespace) -> int:
         return 0
     console = _console()
     table = _wide_table(entries)
-    natural_width = Measurement.get(
-        console, console.options.update(max_width=UNLIMITED_WIDTH), table
-    ).maximum
-    console.print(table if natural_width <= console.width else _narrow_table(entries))
+    console.print(table if fits(console, table) else _narrow_table(entries))
     print(f"Parameters are set in the name: {EXAMPLE}_delta0.7_250epochs")
     return 0
 
@@ -210,6 +205,8 @@ def _parameters(entry: TrainerEntry) -> str:
 def _console() -> Console:
     """A console for stdout, as wide as need be where no terminal sets its width."""
     from rich.console import Console
+
+    from nnunet_unifiedloss.terminal import UNLIMITED_WIDTH
 
     console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:

@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnunet_unifiedloss.probe import DEVICES
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from nnunet_unifiedloss.sweep import Job, Status
 
 DEFAULT_FOLDS = ["0", "1", "2", "3", "4"]
-BASELINE = "nnUNetTrainer"
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -37,8 +37,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     several("-p", "plans (default: nnUNetPlans)", "PLANS")
     several("-f", "folds, or all (default: 0 1 2 3 4)", "FOLD", type=_fold)
     command.add_argument("-device", choices=DEVICES, help="(default: that of nnUNetv2_train, cuda)")
+    command.add_argument("-num_gpus", type=_positive, metavar="N", help="GPUs of one training")
+    command.add_argument("--npz", action="store_true", help="keep probabilities, for ensembles")
     command.add_argument("--launcher", choices=("local", "slurm"), default="local")
-    several("--gpus", "GPUs of this computer, one job on each (default: no choice, one job)", "GPU")
+    several("--gpus", "GPUs of this computer, one job on each; 0,1 2,3 for -num_gpus 2", "GPU")
     command.add_argument("--jobs", type=_positive, metavar="N", help="how many jobs run at a time")
     several(
         "--slurm", "sbatch's options: partition=gpu time=24:00:00 mem=32G gres=gpu:1", "KEY=VALUE"
@@ -73,7 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Refuse flags that do not go together."""
-    local = arguments.launcher == "local"
+    local, cuda = arguments.launcher == "local", arguments.device in (None, "cuda")
+    together = arguments.num_gpus or 1
     refusals = {
         "--json: is for --status; remedy: add --status": arguments.json and not arguments.status,
         "-c and -tr: only --status can do without; remedy: name configurations and trainers": not (
@@ -81,16 +84,22 @@ def _check(arguments: argparse.Namespace) -> None:
         ),
         "--slurm: is for --launcher slurm; remedy: add it": arguments.slurm and local,
         "--gpus: is for --launcher local; remedy: --slurm gres=gpu:1": arguments.gpus and not local,
-        f"--gpus: makes no sense with -device {arguments.device}; remedy: leave one of them out": (
-            arguments.gpus and arguments.device not in (None, "cuda")
+        f"--gpus: makes no sense with -device {arguments.device}; remedy: leave one out": (
+            arguments.gpus and not cuda
+        ),
+        f"-num_gpus: makes no sense with -device {arguments.device}; remedy: leave one out": (
+            together > 1 and not cuda
+        ),
+        f"--gpus: -num_gpus is {together}; remedy: as many for each job, as 0,1 2,3": any(
+            len(gpus.split(",")) != together for gpus in arguments.gpus or []
         ),
     }
     for text, refused in refusals.items():
         if refused:
             raise ValueError(text)
     for name in arguments.tr or []:
-        if "__" in name or "/" in name:
-            raise ValueError(f"-tr {name}: '__' and '/' cannot be part of a trainer's name")
+        if not name or "__" in name or "/" in name:
+            raise ValueError(f"-tr {name!r}: not a trainer's name, which has no '__' and no '/'")
 
 
 def _jobs(arguments: argparse.Namespace) -> list[Job]:
@@ -104,7 +113,7 @@ def _jobs(arguments: argparse.Namespace) -> list[Job]:
         for names in (arguments.c, arguments.tr, arguments.p, arguments.f)
     )
     if c and tr:
-        options = {"plans": p or [DEFAULT_PLANS], "device": arguments.device}
+        options = {"plans": p or [DEFAULT_PLANS], "flags": _training_flags(arguments)}
         return plan_jobs(
             datasets, c, tr, f or DEFAULT_FOLDS, **options, to_run=not arguments.status
         )
@@ -118,6 +127,13 @@ def _jobs(arguments: argparse.Namespace) -> list[Job]:
         and (not p or training.plans in p)
         and (not f or training.fold in f)
     ]
+
+
+def _training_flags(arguments: argparse.Namespace) -> list[str]:
+    """The flags that are nnUNetv2_train's own."""
+    flags = ["-device", arguments.device] if arguments.device else []
+    flags += ["-num_gpus", str(arguments.num_gpus)] if arguments.num_gpus else []
+    return [*flags, "--npz"] if arguments.npz else flags
 
 
 def _show_status(arguments: argparse.Namespace, jobs: Sequence[Job]) -> int:
@@ -153,6 +169,10 @@ def _launch(arguments: argparse.Namespace, jobs: Sequence[Job]) -> int:
     from nnunet_unifiedloss.sweep.display import Display
 
     check_found(arguments.tr)
+    if arguments.compare:  # rather now than after days of training
+        from nnunet_unifiedloss.report import check_report_folder
+
+        check_report_folder(Path(arguments.o))
     console = _console()
     display = Display(console)
     if arguments.launcher == "slurm":
@@ -169,26 +189,45 @@ def _launch(arguments: argparse.Namespace, jobs: Sequence[Job]) -> int:
     if any(status.state not in ("done", "unplanned") for status in statuses):
         console.print("not all is done; the same command goes on from here", soft_wrap=True)
         return 1
-    return _compare(arguments)
+    return _compare(arguments, statuses)
 
 
-def _compare(arguments: argparse.Namespace) -> int:
-    """Print the command that compares the trainers, and run it if that was asked for."""
-    baseline = BASELINE if BASELINE in arguments.tr else arguments.tr[0]
-    command = ["compare", "-d", *arguments.d, "-c", *arguments.c, "-tr", *arguments.tr]
-    command += ["-p", *arguments.p] if arguments.p else []
-    command += ["-f", *(arguments.f or DEFAULT_FOLDS), "-o", arguments.o, "--baseline", baseline]
-    print(shlex.join(["nnunet-unifiedloss", *command]), flush=True)
+def _compare(arguments: argparse.Namespace, statuses: Sequence[Status]) -> int:
+    """Print the commands that compare the trainers, and run them if that was asked for."""
+    commands = _comparisons(arguments, statuses)
+    for command in commands:
+        print(shlex.join(["nnunet-unifiedloss", *command]), flush=True)
     if not arguments.compare:
         return 0
     program = [sys.executable, "-m", "nnunet_unifiedloss"]
-    return subprocess.run([*program, *command], check=False).returncode
+    codes = [subprocess.run([*program, *command], check=False).returncode for command in commands]
+    return next(filter(None, codes), 0)
+
+
+def _comparisons(arguments: argparse.Namespace, statuses: Sequence[Status]) -> list[list[str]]:
+    """One comparison of the trainers for each configuration, on the data sets that have it."""
+    from nnunet_unifiedloss.sweep import DEFAULT_PLANS, TrainingJob
+
+    datasets: dict[tuple[str, str], dict[str, None]] = {}
+    for job in (status.job for status in statuses if status.state == "done"):
+        if isinstance(job, TrainingJob) and job.training.configuration in arguments.c:
+            place = job.training.plans, job.training.configuration
+            datasets.setdefault(place, {})[job.training.dataset] = None
+    trainers = list(dict.fromkeys(arguments.tr))
+    folds = list(dict.fromkeys(arguments.f or DEFAULT_FOLDS))
+    commands = []
+    for (plans, configuration), names in datasets.items():
+        folder = Path(arguments.o, f"{plans}__{configuration}" if len(datasets) > 1 else "")
+        command = ["compare", "-d", *names, "-c", configuration, "-tr", *trainers]
+        command += [] if plans == DEFAULT_PLANS else ["-p", plans]
+        commands.append([*command, "-f", *folds, "-o", str(folder)])
+    return commands
 
 
 def _print_result(console: Console, statuses: Sequence[Status]) -> None:
-    from nnunet_unifiedloss.sweep.tables import counts, failing_lines, matrix_table
+    from nnunet_unifiedloss.sweep.tables import counts, matrix_table, remarks
 
-    console.print(matrix_table(statuses))
-    for line in failing_lines(statuses):
+    console.print(matrix_table(statuses, console))
+    for line in remarks(statuses):
         console.print(line, soft_wrap=True)
     console.print(counts(statuses))

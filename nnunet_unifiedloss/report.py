@@ -105,7 +105,7 @@ def write_report(comparison: Comparison, folder: Path, command: str = "") -> Pat
 
 def check_report_folder(folder: Path) -> None:
     """A ValueError where a report cannot be written because something else is in the way."""
-    for place in (folder, folder / "figures"):
+    for place in (*folder.parents, folder, folder / "figures"):
         if place.exists() and not place.is_dir():
             raise ValueError(f"{place} is a file, not a folder for a report; remedy: another -o")
 

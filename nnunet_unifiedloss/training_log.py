@@ -24,7 +24,7 @@ def mean_pseudo_dice(line: str) -> float | None:
         0.5
     """
     found = _PSEUDO_DICE.search(line)
-    values = re.findall(r"([\d.]+(?:e[+-]?\d+)?)(?=[),\]])", f"{found[1]}]") if found else []
+    values = re.findall(r"(\d+\.?\d*(?:e[+-]?\d+)?)(?=[),\]])", f"{found[1]}]") if found else []
     return fmean(map(float, values)) if values else None
 
 

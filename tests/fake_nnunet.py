@@ -150,7 +150,7 @@ def jobs(trainers: list[str], folds: list[str], configurations: tuple[str, ...] 
     for job in plan_jobs([DATASET], configurations, trainers, folds):
         requires = tuple(made[before.name] for before in job.requires)
         if isinstance(job, TrainingJob):
-            made[job.name] = FakeTraining(job.training, requires, job.device, job.next_stages)
+            made[job.name] = FakeTraining(job.training, requires, job.flags, job.next_stages)
         elif isinstance(job, Preparation):
             made[job.name] = FakePreparation(job.dataset, job.plans_identifier, job.configurations)
     return list(made.values())

@@ -125,6 +125,25 @@ def test_elsewhere_the_heartbeat_tells(tmp_path, monkeypatch):
     assert not is_alive(tmp_path)
 
 
+@pytest.mark.parametrize("seconds", [-24 * 3600, 24 * 3600])
+def test_a_heartbeat_of_a_wrong_clock_holds_nothing(tmp_path, monkeypatch, seconds):
+    age(write_attempt(tmp_path), seconds)
+    monkeypatch.setattr(attempts, "this_machine", lambda: "another computer")
+    assert not is_alive(tmp_path)
+
+
+def test_a_user_without_a_name():
+    """As in a container that is run with a number that it does not know."""
+    code = (
+        "import os; from nnunet_unifiedloss.sweep import attempts\n"
+        "os.getuid = lambda: 54321\n"
+        "assert '54321' in attempts.this_machine()"
+    )
+    names = ("LOGNAME", "USER", "LNAME", "USERNAME")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
 def test_the_file_servers_clock_is_what_counts(tmp_path, monkeypatch):
     write_attempt(tmp_path)
     monkeypatch.setattr(attempts, "this_machine", lambda: "another computer")

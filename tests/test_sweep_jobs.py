@@ -58,7 +58,9 @@ def fold(folders, configuration="2d", trainer=OURS, number="0") -> Path:
 
 
 def test_the_matrix(folders):
-    assert commands(["2d", "3d_fullres"], ["nnUNetTrainer", OURS], ["0", "all"], device="cpu") == [
+    assert commands(
+        ["2d", "3d_fullres"], ["nnUNetTrainer", OURS], ["0", "all"], flags=["-device", "cpu"]
+    ) == [
         f"nnUNetv2_train {DATASET} {configuration} {number} -tr {trainer} -device cpu"
         for configuration in ("2d", "3d_fullres")
         for trainer in ("nnUNetTrainer", OURS)
@@ -122,6 +124,15 @@ def test_preprocessing_that_was_cut_off_is_repeated(preprocessed, missing):
     assert commands()[0].startswith("nnUNetv2_preprocess")
 
 
+def test_references_of_cases_that_were_taken_out_of_the_data_set_stay(preprocessed):
+    (preprocessed / "nnUNetPlans_2d" / "case_3.pkl").unlink()
+    dataset = {"file_ending": ".nii.gz", "numTraining": 9}
+    (preprocessed / "dataset.json").write_text(json.dumps(dataset))
+    assert Plans(preprocessed, "nnUNetPlans").is_preprocessed("2d")
+    (preprocessed / "nnUNetPlans_2d" / "case_4.pkl").unlink()
+    assert not Plans(preprocessed, "nnUNetPlans").is_preprocessed("2d")
+
+
 def test_names_of_cases_may_have_dots(preprocessed):
     (preprocessed / "gt_segmentations" / "case.1.2.nii.gz").touch()
     (preprocessed / "nnUNetPlans_2d" / "case.1.2.pkl").touch()
@@ -155,6 +166,21 @@ def test_a_stage_without_predictions_for_the_next_one_is_validated_again(cascade
     (fold(folders, "3d_lowres", number="2") / "checkpoint_final.pth").unlink()
     with pytest.raises(ValueError, match=r"fold_2: is trained, but has no predictions.*remedy"):
         commands(["3d_cascade_fullres"])
+
+
+@pytest.mark.parametrize("number", ["2", "all"])
+def test_a_training_without_the_probabilities_for_an_ensemble_is_validated_again(folders, number):
+    npz = {"folds": [number], "flags": ["--npz"]}
+    folder = fold(folders, number=number)
+    train = f"nnUNetv2_train {DATASET} 2d {number} -tr {OURS} --npz"
+    assert commands(**npz) == [train]
+    finish(folder)
+    assert commands(folds=[number]) == []
+    assert commands(**npz) == [f"{train} --val"]
+    for case in range(10) if number == "all" else (2, 7):
+        assert commands(**npz) == [f"{train} --val"]
+        (folder / "validation" / f"case_{case}.npz").touch()
+    assert commands(**npz) == []
 
 
 def test_configurations_that_are_not_planned(folders, preprocessed):

@@ -20,11 +20,11 @@ from rich.console import Console
 
 from nnunet_unifiedloss import cli_sweep, discovery
 from nnunet_unifiedloss.cli import main
-from nnunet_unifiedloss.sweep import look_at_all, plan_jobs
-from nnunet_unifiedloss.sweep.attempts import last_attempt
+from nnunet_unifiedloss.sweep import local, look_at_all, plan_jobs
+from nnunet_unifiedloss.sweep.attempts import begin, last_attempt
 from nnunet_unifiedloss.sweep.display import Display
 from nnunet_unifiedloss.sweep.local import LocalSweep
-from nnunet_unifiedloss.sweep.runner import JobFailedError, carry_out
+from nnunet_unifiedloss.sweep.runner import EXIT_BUSY, JobFailedError, carry_out
 from nnunet_unifiedloss.trainings import Training, state
 
 
@@ -97,6 +97,19 @@ def test_all_is_done_side_by_side_and_pinned(folders):
     assert {job.name: job.records.stat().st_mtime_ns for job in jobs} == before  # nothing to do
 
 
+def test_the_live_table_shows_what_was_done_before_while_others_run(folders):
+    shown = []
+
+    class Recorder(Display):
+        def show(self, statuses):
+            shown.append([status.state for status in statuses])
+
+    first, second = fake_nnunet.jobs(["A", "B"], ["0"])
+    finish(_made(second.folder))
+    LocalSweep([first, second], [], 1, Recorder(Console())).run()
+    assert shown[0][1] == "done"
+
+
 def test_a_failure_stops_only_what_depends_on_it(folders, capsys):
     failing, other = fake_nnunet.jobs(["Raises", "B"], ["0"])
     dependent = fake_nnunet.FakeTraining(
@@ -130,6 +143,17 @@ def test_a_runner_that_breaks_says_why(folders, monkeypatch):
     assert status.state == "failed"
     assert "ended without its results, failed with exit status 1: " in status.error
     assert "No module named" in status.error
+
+
+def test_a_runner_ends_with_an_exit_status_and_its_last_words(folders, monkeypatch):
+    done, failing, busy = fake_nnunet.jobs(["A", "Raises", "B"], ["0"])
+    with begin(busy.records, busy.name):
+        runners = [local._start_runner(job, None) for job in (done, failing, busy)]
+        assert [runner.process.wait(60) for runner in runners] == [0, 1, EXIT_BUSY]
+    monkeypatch.delenv("nnUNet_results")
+    breaks = local._start_runner(done, None)
+    assert breaks.process.wait(60) == 1
+    assert "ValueError: nnUNet_results is not set" in breaks.last_words()
 
 
 def test_one_unreadable_file_does_not_end_the_others(folders):
@@ -282,12 +306,20 @@ def test_dry_run_prints_the_commands_and_runs_nothing(folders, command, capsys):
     assert not fold(folders, "nnUNetTrainer").exists()
 
 
+def test_flags_of_nnunet_are_passed_on(command, capsys):
+    flags = ["-device", "cuda", "-num_gpus", "2", "--npz"]
+    assert main([*command, "-f", "0", "--dry-run", *flags, "--gpus", "0,1", "2,3"]) == 0
+    first, _ = capsys.readouterr().out.splitlines()
+    assert first.split()[4:] == ["-tr", "nnUNetTrainerTversky", *flags]
+
+
 def _made(folder: Path) -> Path:
     folder.mkdir(parents=True)
     return folder
 
 
-COMPARE = "nnunet-unifiedloss compare -d 4 -c 2d -tr nnUNetTrainerTversky nnUNetTrainer -f 0"
+TRAINERS = "nnUNetTrainerTversky nnUNetTrainer"
+COMPARE = f"nnunet-unifiedloss compare -d {DATASET} -c 2d -tr {TRAINERS} -f 0"
 
 
 def test_when_all_is_done_the_comparison_follows(folders, command, capsys, monkeypatch):
@@ -295,16 +327,16 @@ def test_when_all_is_done_the_comparison_follows(folders, command, capsys, monke
         finish(_made(fold(folders, trainer)))
     assert main([*command, "-f", "0"]) == 0
     line = capsys.readouterr().out.splitlines()[-1]
-    assert line == f"{COMPARE} -o report --baseline nnUNetTrainer"
+    assert line == f"{COMPARE} -o report"
     ran = []
 
     def compare(arguments, check):
         ran.append(arguments)
-        return subprocess.CompletedProcess(arguments, 7)
+        return subprocess.CompletedProcess(arguments, -9)
 
     monkeypatch.setattr(cli_sweep.subprocess, "run", compare)
-    assert main([*command, "-f", "0", "--compare", "-o", "my report"]) == 7
-    expected = shlex.split(f"{COMPARE} -o 'my report' --baseline nnUNetTrainer")[1:]
+    assert main([*command, "-f", "0", "--compare", "-o", "my report"]) == -9
+    expected = shlex.split(f"{COMPARE} -o 'my report'")[1:]
     assert ran[0][-len(expected) :] == expected
 
 
@@ -327,7 +359,11 @@ def test_a_failure_is_in_the_exit_code(folders, command, capsys, monkeypatch):
         (["--slurm", "time=60"], "--slurm: is for --launcher slurm"),
         (["--gpus", "0", "--launcher", "slurm"], "--gpus: is for --launcher local"),
         (["--gpus", "0", "-device", "cpu"], "--gpus: makes no sense with -device cpu"),
-        (["-tr", "a__b"], "-tr a__b: "),
+        (["-tr", "a__b"], "-tr 'a__b': "),
+        (["-tr", ""], "-tr '': not a trainer's name"),
+        (["-num_gpus", "2", "-device", "cpu"], "-num_gpus: makes no sense with -device cpu"),
+        (["-num_gpus", "2", "--gpus", "0", "1"], "--gpus: -num_gpus is 2; remedy: as many"),
+        (["--gpus", "0,1"], "--gpus: -num_gpus is 1"),
         (["-d", "77"], "data set 77: no folder"),
         (["-c", "3d"], "-c 3d: none of the data sets"),
     ],

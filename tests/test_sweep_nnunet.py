@@ -48,7 +48,7 @@ def test_two_trainers_two_folds_killed_in_the_middle(test_data, tmp_path):
     workspace = Workspace(tmp_path)
     workspace.prepare(test_data, "plain", ["2d"])
     shutil.rmtree(workspace.dataset / "nnUNetPlans_2d")  # for the sweep to do
-    arguments = ("-c", "2d", "-tr", FIRST, SECOND, RAISES, "-f", "0", "1")
+    arguments = ("-c", "2d", "-tr", FIRST, SECOND, RAISES, "-f", "0", "1", "--npz")
     sweep = start(workspace, *arguments)
     finished, interrupted = (workspace.fold(FIRST, "2d", fold=fold) for fold in (0, 1))
     while not (interrupted / "checkpoint_best.pth").exists():
@@ -66,13 +66,15 @@ def test_two_trainers_two_folds_killed_in_the_middle(test_data, tmp_path):
     assert sweep.returncode == 1  # because of the one that raises
     assert "4 done, 2 failed" in output
     assert "ValueError: delta: must be >= 0 and <= 1, got 9" in output
-    assert f"{FIRST} -device cpu --c" in output
+    assert f"{FIRST} -device cpu --npz --c" in output
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert epochs_trained(interrupted) in ([0, 1, 2], [0, 1, 1, 2])  # not the first one again
     for trainer in (FIRST, SECOND):
         for fold in (0, 1):
-            summary = workspace.fold(trainer, "2d", fold=fold) / "validation" / "summary.json"
-            assert len(json.loads(summary.read_text())["metric_per_case"]) == CASES // 5
+            validation = workspace.fold(trainer, "2d", fold=fold) / "validation"
+            summary = json.loads((validation / "summary.json").read_text())
+            assert len(summary["metric_per_case"]) == CASES // 5
+            assert len(list(validation.glob("*.npz"))) == CASES // 5
 
 
 def test_a_cascade_from_its_last_stage(test_data, tmp_path):

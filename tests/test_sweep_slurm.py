@@ -174,6 +174,7 @@ def test_a_wrong_option_is_named(folders):
     for option, message in {
         "time=soon": "--slurm time=soon: expected minutes",
         "partition": "--slurm partition: expected key=value",
+        "max_num_timeout=often": "--slurm max_num_timeout=often: expected a whole number",
     }.items():
         with pytest.raises(ValueError, match=message):
             SlurmSweep(jobs, [option], None, Display(Console())).run()

@@ -17,7 +17,7 @@ from nnunet_unifiedloss.sweep import look_at_all, plan_jobs
 from nnunet_unifiedloss.sweep.attempts import begin
 from nnunet_unifiedloss.sweep.progress import read_progress
 from nnunet_unifiedloss.sweep.status import BY_HAND, SUBMISSION
-from nnunet_unifiedloss.sweep.tables import clock_time, counts, failing_lines, live_table
+from nnunet_unifiedloss.sweep.tables import clock_time, counts, live_table, matrix_table, remarks
 
 TRAINERS = ["nnUNetTrainer", "nnUNetTrainerUnifiedFocal"]
 # as nnU-Net 2.8.1 writes it
@@ -117,6 +117,28 @@ def test_a_log_that_stands_still_is_nobodys(jobs, age, state):
     assert states(jobs)[0] == state
 
 
+def test_a_log_from_the_future_is_of_a_clock_that_was_wrong(jobs):
+    log(jobs[0].folder, START, age=-24 * 3600)
+    assert states(jobs)[0] == "not started"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x: Epoch 1\nx: Pseudo dice [1.2.3]\nx: Epoch time: 1.2.3 s",
+        "x: Epoch 1\nx: Pseudo dice []\nx: Epoch time: . s",
+        "x: Epoch 1\nx: Pseudo dice [np.float32(0.5), ",
+        "\0" * 9000,
+    ],
+)
+def test_lines_that_say_nothing_end_nothing(jobs, text):
+    log(jobs[0].folder, text)
+    (jobs[0].folder / "debug.json").write_text("[]")
+    (status, *_) = look_at_all(jobs)
+    assert (status.state, status.progress.epochs) == ("running", None)
+    assert status.progress.seconds_left is None
+
+
 def test_long_epochs_may_stand_still_for_longer(jobs):
     log(jobs[0].folder, START.replace("40.0 s", "3600.0 s"), age=2 * 3600)
     assert states(jobs)[0] == "running"
@@ -138,7 +160,7 @@ def test_a_failure_is_shown_with_its_log_until_it_is_mended(jobs):
         own.attempt.log.write_text("output")
         own.end("failed", "ArithmeticError: why")
     status = look_at_all(jobs)[0]
-    assert failing_lines([status]) == [
+    assert remarks([status]) == [
         f"failed: {jobs[0].name}: ArithmeticError: why",
         f"  log: {own.attempt.log}",
     ]
@@ -214,7 +236,7 @@ def test_the_live_table_shows_first_what_runs(jobs):
     finish(_made(jobs[0].folder))
     log(_made(jobs[3].folder), START + SECOND)
     console = Console(width=150, file=io.StringIO())
-    console.print(live_table(look_at_all(jobs)))
+    console.print(live_table(look_at_all(jobs), console))
     rows = [line for line in console.file.getvalue().splitlines() if DATASET in line]
     assert [row.split("│")[2].strip() for row in rows] == [
         "running",
@@ -224,6 +246,39 @@ def test_the_live_table_shows_first_what_runs(jobs):
     ]
     cells = [cell.strip() for cell in rows[0].split("│")[3:7]]
     assert cells == ["2/5", "0.600", "1 min", BY_HAND]
+
+
+@pytest.mark.parametrize("table", [matrix_table, live_table])
+@pytest.mark.parametrize("width", [40, 80])
+def test_on_a_narrow_terminal_names_stay_whole(jobs, table, width):
+    finish(_made(jobs[0].folder), dice=0.75)
+    log(_made(jobs[3].folder), START + SECOND)
+    console = Console(width=width, file=io.StringIO())
+    console.print(table(look_at_all(jobs), console))
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    columns = list(zip(*[line.split("│")[1:3] for line in lines if "│" in line], strict=True))
+    names, states = ("".join(column).replace(" ", "") for column in columns)
+    assert DATASET in names
+    assert all(trainer in names for trainer in TRAINERS)
+    assert "done0.750" in states
+    assert "running2/5,pseudoDice0.600,1minleft" in states
+
+
+def test_what_the_matrix_does_not_show(tmp_path, monkeypatch, capsys):
+    for name, value in make_folders(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    new = tmp_path / "nnUNet_raw" / "Dataset005_New"
+    new.mkdir()
+    command = ["sweep", "-d", "4", "5", "-c", "2d", "3d_lowres", "-tr", *TRAINERS, "--status"]
+    assert main(command) == 0
+    assert capsys.readouterr().out.splitlines()[-3:] == [
+        f"left out: {DATASET} 3d_lowres: nnU-Net has not planned this configuration",
+        "not started: prepare Dataset005_New nnUNetPlans",
+        "31 not started, 10 unplanned",
+    ]
+    assert main(["sweep", "-d", "5", "--status"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "no trainings"
 
 
 def test_durations():

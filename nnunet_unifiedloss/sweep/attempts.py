@@ -113,7 +113,8 @@ class Attempt:
                 return False  # this is the job itself, after Slurm has killed and requeued it
         if self.owner.machine == this_machine():
             return any(process.is_alive() for process in (self.owner, self.child) if process)
-        return now - self.last_heartbeat() < SECONDS_WITHOUT_HEARTBEAT
+        # one from the future was written while a clock was wrong
+        return abs(now - self.last_heartbeat()) < SECONDS_WITHOUT_HEARTBEAT
 
 
 class OwnAttempt:
@@ -237,7 +238,9 @@ def this_machine() -> str:
 
     Where the kernel hides the processes of others, nothing else tells that they are alive.
     """
-    parts = [platform.node(), getpass.getuser()]
+    # not the name of the user: in a container the number may have none
+    user = str(os.getuid()) if hasattr(os, "getuid") else getpass.getuser()
+    parts = [platform.node(), user]
     with contextlib.suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
         parts.append(os.readlink("/proc/self/ns/pid"))

@@ -40,7 +40,7 @@ class Display:
     def show(self, statuses: Sequence[Status]) -> None:
         """Show how far all jobs are."""
         if self._console.is_terminal:
-            self._live.update(live_table(statuses), refresh=True)
+            self._live.update(live_table(statuses, self._console), refresh=True)
 
     def settled(self, status: Status) -> None:
         """A job has come to its end, or will not be started."""

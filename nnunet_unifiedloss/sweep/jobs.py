@@ -142,13 +142,13 @@ class TrainingJob(Job):
     Attributes:
         training: Which one.
         requires: The preparation of its data; for a cascade also the trainings of the stage before.
-        device: ``cuda``, ``cpu`` or ``mps``; nnU-Net's own default if None.
+        flags: Further flags of ``nnUNetv2_train``: ``("-device", "cpu", "--npz")``.
         next_stages: The cascades that need this training's predictions as input.
     """
 
     training: Training
     requires: tuple[Job, ...] = ()
-    device: str | None = None
+    flags: tuple[str, ...] = ()
     next_stages: tuple[str, ...] = ()
 
     @property
@@ -180,20 +180,25 @@ class TrainingJob(Job):
 
     @override
     def is_done(self) -> bool:
-        return state(self.folder) == "finished" and not self._stages_without_input()
+        return state(self.folder) == "finished" and not self._lacks_predictions()
 
-    def _stages_without_input(self) -> list[str]:
-        """Next stages without a prediction for each case: their data may not have been there."""
-        if not self.next_stages:
-            return []
+    def _lacks_predictions(self) -> bool:
+        """Whether a case lacks what a next stage or ``--npz`` asks for.
+
+        The data of the next stage may not have been there, or nobody asked for ``.npz`` before.
+        """
+        stages = self.folder.parent / "predicted_next_stage"
+        wanted = [(stages / stage).glob("*") for stage in self.next_stages]
+        if "--npz" in self.flags:
+            wanted.append((self.folder / "validation").glob("*.npz"))
+        return any(self._validation_cases() - {path.stem for path in paths} for paths in wanted)
+
+    def _validation_cases(self) -> set[str]:
+        """The cases that it predicts at its end; none where the splits do not tell."""
         folds, fold = self.plans.folds() or [], self.training.fold
-        cases = set(folds[int(fold)]) if fold.isdecimal() and int(fold) < len(folds) else set()
-        predicted = self.folder.parent / "predicted_next_stage"
-        return [
-            stage
-            for stage in self.next_stages
-            if cases - {path.stem for path in (predicted / stage).glob("*")}
-        ]
+        if fold == "all":
+            return set().union(*folds)
+        return set(folds[int(fold)]) if fold.isdecimal() and int(fold) < len(folds) else set()
 
     @override
     def is_planned(self) -> bool:
@@ -209,17 +214,17 @@ class TrainingJob(Job):
 
     @override
     def command(self) -> list[str]:
-        training, flags = self.training, resume_flags(self.folder)
-        if "--val" not in flags and state(self.folder) == "finished":
+        training, resuming = self.training, resume_flags(self.folder)
+        if "--val" not in resuming and state(self.folder) == "finished":
             raise ValueError(
-                f"{self.folder}: is trained, but has no predictions for the next stage and no "
-                "checkpoint_final.pth to make them; remedy: move the folder away to train it again"
+                f"{self.folder}: is trained, but has no predictions for the next stage or --npz, "
+                "and no checkpoint_final.pth to make them; remedy: move the folder away to train "
+                "it again"
             )
         command = ["nnUNetv2_train", training.dataset, training.configuration, training.fold]
         command += ["-tr", training.trainer]
         command += [] if training.plans == DEFAULT_PLANS else ["-p", training.plans]
-        command += ["-device", self.device] if self.device else []
-        return command + flags
+        return [*command, *self.flags, *resuming]
 
 
 def _one_per_folder(plans: Plans, configurations: list[str]) -> list[str]:

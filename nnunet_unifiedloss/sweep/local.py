@@ -85,6 +85,9 @@ class LocalSweep:
             KeyboardInterrupt: The user has interrupted; nothing of the sweep is running any more.
         """
         shown = 0.0
+        now = filesystem_clock()
+        before = (look(job, now) for job in self.jobs)  # what is done does not wait for room
+        self.settled |= {status.job.name: status for status in before if status.state == "done"}
         with termination_as_exception(), self.display:
             try:
                 while len(self.settled) < len(self.jobs):

@@ -20,7 +20,7 @@ def plan_jobs(
     folds: Sequence[str],
     *,
     plans: Sequence[str] = (DEFAULT_PLANS,),
-    device: str | None = None,
+    flags: Sequence[str] = (),
     to_run: bool = True,
 ) -> list[Job]:
     """The jobs of a matrix of trainings, each after those that it requires.
@@ -33,7 +33,7 @@ def plan_jobs(
         trainers: Names of the trainers.
         folds: ``0`` to ``4``, or ``all``.
         plans: Identifiers of the plans.
-        device: Device to train on; nnU-Net's own default if None.
+        flags: Further flags of ``nnUNetv2_train``.
         to_run: Whether they are to be run, and not only to be looked at, perhaps from a computer
             that has not all of the data.
 
@@ -45,7 +45,7 @@ def plan_jobs(
     jobs = [
         job
         for dataset, identifier in itertools.product(datasets, plans)
-        for job in _jobs(dataset, identifier, configurations, trainers, folds, device)
+        for job in _jobs(dataset, identifier, configurations, trainers, folds, tuple(flags))
     ]
     for job in jobs if to_run else []:
         if isinstance(job, Preparation):
@@ -59,7 +59,7 @@ def _jobs(
     configurations: Sequence[str],
     trainers: Sequence[str],
     folds: Sequence[str],
-    device: str | None,
+    flags: tuple[str, ...],
 ) -> Iterator[Job]:
     """The jobs of one data set with one plans file."""
     plans = plans_of(dataset, identifier)
@@ -77,7 +77,7 @@ def _jobs(
         for fold in dict.fromkeys([*asked, *(all_folds if cascades else [])]):
             training = Training(dataset, name, identifier, trainer, fold)
             next_stages = cascades if fold in all_folds else ()
-            job = TrainingJob(training, (*due, *before), device, next_stages)
+            job = TrainingJob(training, (*due, *before), flags, next_stages)
             yield job
             if next_stages:
                 of_stage[name, trainer].append(job)

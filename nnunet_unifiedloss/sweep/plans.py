@@ -86,16 +86,18 @@ class Plans:
     def is_preprocessed(self, configuration: str) -> bool:
         """Whether every case is preprocessed and has its reference segmentation.
 
-        nnU-Net writes a case's ``.pkl`` last, and copies the references after all cases.
+        nnU-Net writes a case's ``.pkl`` last, and copies the references after all cases. It never
+        removes a reference, so there may be some of cases that are no longer in the data set.
         """
         try:
-            ending = _read(self.folder / "dataset.json")["file_ending"]
+            dataset = _read(self.folder / "dataset.json")
+            ending, number = dataset["file_ending"], dataset.get("numTraining")
             names = [path.name for path in (self.folder / "gt_segmentations").iterdir()]
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             return False
         references = {name.removesuffix(ending) for name in names if name.endswith(ending)}
         done = {path.name[:-4] for path in self.data_folder(configuration).glob("*.pkl")}
-        return bool(references) and references == done
+        return bool(done) and done <= references and len(done) in (len(references), number)
 
     def folds(self) -> list[list[str]] | None:
         """The validation cases of each fold; None while nnU-Net has not split the data set."""

@@ -59,7 +59,7 @@ def read_progress(folder: Path) -> Progress | None:
         if ": Epoch " in text:
             break
     started = [int(number) for number in re.findall(r": Epoch (\d+) *$", text, re.MULTILINE)]
-    durations = [float(number) for number in re.findall(r"Epoch time: ([\d.]+) s", text)]
+    durations = [float(number) for number in re.findall(r"Epoch time: (\d+\.?\d*) s", text)]
     epochs = _number_of_epochs(folder)
     validating = "Training done." in text or ": predicting " in text
     epoch = epochs if validating else _complete(text, started)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import shutil
 import subprocess
 
@@ -18,7 +17,7 @@ def read_queue() -> dict[str, str] | None:
     """
     if shutil.which("squeue") is None:
         return None
-    command = ["squeue", "--noheader", "--array", "--user", getpass.getuser(), "--format=%i|%T"]
+    command = ["squeue", "--noheader", "--array", "--me", "--format=%i|%T"]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, check=True, timeout=SECONDS_FOR_SQUEUE

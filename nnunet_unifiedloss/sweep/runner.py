@@ -149,7 +149,9 @@ def main() -> int:
 
 def _end_with_parent() -> None:
     with contextlib.suppress(OSError):
-        sys.stdin.buffer.read()
+        # not sys.stdin: Python aborts if a thread still waits in it when the program ends
+        while os.read(sys.stdin.fileno(), 1024):
+            pass
     os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -231,7 +231,9 @@ def parse_options(options: Sequence[str], *, prepares: bool = False) -> tuple[di
         if not key.startswith(FOR_PREPARATION) or prepares:
             chosen[key.removeprefix(FOR_PREPARATION)] = value
     chosen = {key: value for key, value in chosen.items() if value}
-    timeouts = int(chosen.pop("max_num_timeout", DEFAULT_TIMEOUTS))
+    timeouts = chosen.pop("max_num_timeout", str(DEFAULT_TIMEOUTS))
+    if not timeouts.isdecimal():
+        raise ValueError(f"--slurm max_num_timeout={timeouts}: expected a whole number")
     parameters: dict[str, Any] = {"time": minutes(chosen.pop("time", str(DEFAULT_MINUTES)))}
     for key, value in chosen.items():
         if key in ("setup", "teardown", "srun_args"):
@@ -241,7 +243,7 @@ def parse_options(options: Sequence[str], *, prepares: bool = False) -> tuple[di
         else:
             extra = parameters.setdefault("additional_parameters", {})
             extra[key.replace("_", "-")] = value
-    return parameters, timeouts
+    return parameters, int(timeouts)
 
 
 def minutes(text: str) -> int:

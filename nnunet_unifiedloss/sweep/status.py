@@ -73,7 +73,7 @@ def look(job: Job, now: float, queue: Mapping[str, str] | None = None) -> Status
     """
     try:
         return _look(job, now, queue or {})
-    except OSError as error:  # one folder out of reach must not end a whole sweep
+    except (OSError, ValueError) as error:  # one folder out of reach must not end all
         return Status(job, "failed", error=f"cannot be read: {error}")
 
 
@@ -148,7 +148,7 @@ def _holds(condition: Callable[[], bool]) -> bool:
 
 def _grows_without_us(progress: Progress, last: Attempt | None, now: float) -> bool:
     """Whether a training that no sweep is at has written to its log lately."""
-    if now - progress.changed > progress.patience:
+    if abs(now - progress.changed) > progress.patience:  # the future: a clock was wrong
         return False
     if last is None:
         return True

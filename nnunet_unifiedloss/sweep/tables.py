@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rich.table import Table
+from rich.console import Console
+from rich.table import Column, Table
 from rich.text import Text
 
 from nnunet_unifiedloss.sweep.jobs import DEFAULT_PLANS, Job, TrainingJob
 from nnunet_unifiedloss.sweep.status import State, Status
+from nnunet_unifiedloss.terminal import fits
 
 # in the order of the live table
 STATES: dict[State, str] = {
@@ -28,8 +30,8 @@ SHOWS_PROGRESS = ("running", "interrupted")
 ROWS_SHOWN = 25
 
 
-def matrix_table(statuses: Sequence[Status]) -> Table:
-    """One row for each model, one column for each fold."""
+def matrix_table(statuses: Sequence[Status], console: Console) -> Table:
+    """One row for each model, one column for each fold; on a narrow terminal one for all folds."""
     rows: dict[tuple[str, str, str], dict[str, Status]] = {}
     for status in statuses:
         if isinstance(status.job, TrainingJob):
@@ -37,6 +39,11 @@ def matrix_table(statuses: Sequence[Status]) -> Table:
             configuration = _configuration(training.configuration, training.plans)
             row = rows.setdefault((training.dataset, configuration, training.trainer), {})
             row[training.fold] = status
+    table = _wide_matrix(rows)
+    return table if fits(console, table) else _narrow_matrix(rows)
+
+
+def _wide_matrix(rows: Mapping[tuple[str, str, str], Mapping[str, Status]]) -> Table:
     folds = list(dict.fromkeys(fold for of_fold in rows.values() for fold in of_fold))
     table = Table("data set", "configuration", "trainer", *(f"fold {fold}" for fold in folds))
     for names, of_fold in rows.items():
@@ -45,13 +52,29 @@ def matrix_table(statuses: Sequence[Status]) -> Table:
     return table
 
 
-def live_table(statuses: Sequence[Status]) -> Table:
+def _narrow_matrix(rows: Mapping[tuple[str, str, str], Mapping[str, Status]]) -> Table:
+    table = Table(Column("training", overflow="fold"), "folds", show_lines=True)
+    for names, of_fold in rows.items():
+        cells = [Text(f"{fold}: ").append_text(_cell(status)) for fold, status in of_fold.items()]
+        table.add_row("\n".join(names), Text("\n").join(cells))
+    return table
+
+
+def live_table(statuses: Sequence[Status], console: Console) -> Table:
     """How many jobs are in which state, and the first of them, those that run at the top."""
-    columns = ("job", "state", "epoch", "pseudo Dice", "time left", "where")
-    table = Table(*columns, title=counts(statuses))
     order = list(STATES)
     rows = sorted(statuses, key=lambda status: order.index(status.state))
-    for status in rows[:ROWS_SHOWN]:
+    table = _wide_live(rows[:ROWS_SHOWN])
+    table = table if fits(console, table) else _narrow_live(rows[:ROWS_SHOWN])
+    table.title = counts(statuses)
+    if len(rows) > ROWS_SHOWN:
+        table.add_row(f"… and {len(rows) - ROWS_SHOWN} more")
+    return table
+
+
+def _wide_live(rows: Iterable[Status]) -> Table:
+    table = Table("job", "state", "epoch", "pseudo Dice", "time left", "where")
+    for status in rows:
         progress = status.progress if status.state in SHOWS_PROGRESS else None
         table.add_row(
             status.job.name,
@@ -61,8 +84,13 @@ def live_table(statuses: Sequence[Status]) -> Table:
             clock_time(progress.seconds_left) if progress else "",
             status.where or "",
         )
-    if len(rows) > ROWS_SHOWN:
-        table.add_row(f"… and {len(rows) - ROWS_SHOWN} more")
+    return table
+
+
+def _narrow_live(rows: Iterable[Status]) -> Table:
+    table = Table(Column("job", overflow="fold"), "state")
+    for status in rows:
+        table.add_row(status.job.name, _cell(status))
     return table
 
 
@@ -70,20 +98,25 @@ def counts(statuses: Iterable[Status]) -> str:
     """How many jobs are in which state."""
     number = Counter(status.state for status in statuses)
     states: list[State] = ["done", *(state for state in STATES if state != "done")]
-    return ", ".join(f"{number[state]} {state}" for state in states if number[state])
+    found = [f"{number[state]} {state}" for state in states if number[state]]
+    return ", ".join(found) or "no trainings"
 
 
-def failing_lines(statuses: Iterable[Status]) -> list[str]:
-    """What failed, why, and where to read more."""
+def remarks(statuses: Iterable[Status]) -> list[str]:
+    """What the matrix cannot show: preparations, what failed and why, what is left out."""
     lines = []
     for status in statuses:
+        if not isinstance(status.job, TrainingJob) and status.state != "failed":
+            lines.append(f"{status.state}: {status.job.name}")
         if status.state in ("failed", "blocked"):
             lines.append(f"{status.state}: {status.job.name}: {status.error}")
         if status.state == "failed" and status.log:
             lines.append(f"  log: {status.log}")
-        if status.state == "unplanned":
-            lines.append(f"left out: {status.job.name}: nnU-Net has not planned this configuration")
-    return lines
+        if isinstance(status.job, TrainingJob) and status.state == "unplanned":
+            training = status.job.training
+            place = f"{training.dataset} {_configuration(training.configuration, training.plans)}"
+            lines.append(f"left out: {place}: nnU-Net has not planned this configuration")
+    return list(dict.fromkeys(lines))
 
 
 def as_json(statuses: Iterable[Status]) -> list[dict[str, Any]]:
