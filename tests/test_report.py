@@ -15,12 +15,12 @@ import pandas as pd
 import pytest
 from results_folder import TWO_LABELS, ResultsFolder, lesions, shifted
 
-from nnunet_unifiedloss import report
-from nnunet_unifiedloss.analysis import ALL_LABELS
 from nnunet_unifiedloss.cli import main
-from nnunet_unifiedloss.comparison import Comparison, compare
-from nnunet_unifiedloss.plots import plot_worst_case
-from nnunet_unifiedloss.report import as_json, write_report
+from nnunet_unifiedloss.compare import report
+from nnunet_unifiedloss.compare.analysis import ALL_LABELS
+from nnunet_unifiedloss.compare.comparison import Comparison, compare
+from nnunet_unifiedloss.compare.plots import plot_worst_case
+from nnunet_unifiedloss.compare.report import as_json, write_report
 
 FILES = ["cases.csv", "figures", "report.html", "summary.csv", "summary.md", "summary.tex"]
 TRAINERS = {"nnUNetTrainer": 2, "nnUNetTrainerDice": 1, "nnUNetTrainerUnifiedFocal_delta0.7": 0}

@@ -22,11 +22,11 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from nnunet_unifiedloss import plots
-from nnunet_unifiedloss.analysis import ALL_LABELS
-from nnunet_unifiedloss.comparison import Comparison
-from nnunet_unifiedloss.metrics import METRICS
-from nnunet_unifiedloss.verdict import caveats, format_p, short_names, verdict
+from nnunet_unifiedloss.compare import plots
+from nnunet_unifiedloss.compare.analysis import ALL_LABELS
+from nnunet_unifiedloss.compare.comparison import Comparison
+from nnunet_unifiedloss.compare.metrics import METRICS
+from nnunet_unifiedloss.compare.verdict import caveats, format_p, short_names, verdict
 
 __all__ = ["as_json", "ranking_rows", "write_report"]
 
@@ -344,7 +344,7 @@ def as_json(comparison: Comparison) -> str:
 
 def _page(comparison: Comparison, figures: Iterable[ReportFigure], command: str) -> str:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("nnunet_unifiedloss"),
+        loader=jinja2.PackageLoader("nnunet_unifiedloss.compare"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -12,9 +12,16 @@ from typing import Any
 
 import pandas as pd
 
-from nnunet_unifiedloss.measurement import Labels, MeasuredCase, Progress, Segmentation, measure
-from nnunet_unifiedloss.metrics import COUNTS, counts_to_metrics
+from nnunet_unifiedloss.compare.measurement import (
+    Labels,
+    MeasuredCase,
+    Progress,
+    Segmentation,
+    measure,
+)
+from nnunet_unifiedloss.compare.metrics import COUNTS, counts_to_metrics
 from nnunet_unifiedloss.trainings import (
+    DEFAULT_PLANS,
     Training,
     dataset_name,
     find_trainings,
@@ -57,7 +64,7 @@ def select_trainings(
     datasets: Sequence[str | int],
     configurations: Sequence[str],
     trainers: Sequence[str] | None = None,
-    plans: Sequence[str] = ("nnUNetPlans",),
+    plans: Sequence[str] = (DEFAULT_PLANS,),
     folds: Sequence[str | int] = (0, 1, 2, 3, 4),
 ) -> tuple[list[Training], list[str]]:
     """The trainings to compare: finished on every requested fold of every data set.
@@ -151,7 +158,7 @@ def collect(
     """Read and measure the validation results of trainings.
 
     nnU-Net's counts are those of its ``summary.json``; distances and lesions are measured on the
-    segmentations (:func:`~nnunet_unifiedloss.measurement.measure`).
+    segmentations (:func:`~nnunet_unifiedloss.compare.measurement.measure`).
 
     Args:
         trainings: Finished trainings.

@@ -1,12 +1,11 @@
-"""The commands ``nnunet-unifiedloss export`` and ``verify``: parse, call the library, print.
-
-Imports are inside the functions, as in :mod:`nnunet_unifiedloss.cli`.
-"""
+"""The commands ``export`` and ``verify``."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+
+from nnunet_unifiedloss.trainings import DEFAULT_FOLDS, DEFAULT_PLANS
 
 
 def add_export_arguments(command: argparse.ArgumentParser) -> None:
@@ -15,9 +14,14 @@ def add_export_arguments(command: argparse.ArgumentParser) -> None:
     option("-d", metavar="DATASET", required=True, help="number or name of the data set")
     option("-c", metavar="NAME", nargs="+", required=True, help="configurations, as 2d 3d_fullres")
     option("-tr", metavar="TRAINER", required=True, help="name of the trainer")
-    option("-p", metavar="PLANS", default="nnUNetPlans", help="(default: %(default)s)")
-    folds = ("0", "1", "2", "3", "4")
-    option("-f", metavar="FOLD", nargs="+", default=folds, help="folds, or all (default: 0 to 4)")
+    option("-p", metavar="PLANS", default=DEFAULT_PLANS, help="(default: %(default)s)")
+    option(
+        "-f",
+        metavar="FOLD",
+        nargs="+",
+        default=DEFAULT_FOLDS,
+        help="folds, or all (default: 0 to 4)",
+    )
     final = ("checkpoint_final.pth",)
     option("-chk", metavar="FILE", nargs="+", default=final, help="(default: checkpoint_final.pth)")
     option("-o", metavar="FILE", required=True, type=Path, help="the zip archive to write")
@@ -33,14 +37,19 @@ def add_export_arguments(command: argparse.ArgumentParser) -> None:
     option("--no-verify", action="store_true", help="do not run the exported model to compare")
 
 
+def add_verify_arguments(command: argparse.ArgumentParser) -> None:
+    """The flags of verify."""
+    command.add_argument("archive", metavar="FILE", type=Path, help="the zip archive")
+
+
 def run_export(arguments: argparse.Namespace) -> int:
     """Write the archive, print its model card."""
-    from nnunet_unifiedloss.cli import _console
+    from nnunet_unifiedloss.terminal import make_console
     from nnunet_unifiedloss.trainings import dataset_name, nnunet_folder
 
     results, dataset = nnunet_folder("nnUNet_results"), dataset_name(arguments.d)
     notes = None if arguments.notes is None else arguments.notes.read_text(encoding="utf-8")
-    console = _console()
+    console = make_console()
     with console.status("Starting (imports PyTorch and nnU-Net)") as status:
         from nnunet_unifiedloss.export import ExportOptions, export_models, select_models
 
@@ -68,9 +77,9 @@ def run_export(arguments: argparse.Namespace) -> int:
 
 def run_verify(arguments: argparse.Namespace) -> int:
     """Check an archive."""
-    from nnunet_unifiedloss.cli import _console
+    from nnunet_unifiedloss.terminal import make_console
 
-    console = _console()
+    console = make_console()
     with console.status("Starting (imports PyTorch and nnU-Net)") as status:
         from nnunet_unifiedloss.export import verify
 
