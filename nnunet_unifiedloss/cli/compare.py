@@ -45,7 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.progress import MofNCompleteColumn, Progress
 
     from nnunet_unifiedloss.compare.comparison import compare
-    from nnunet_unifiedloss.compare.report import as_json, check_report_folder, write_report
+    from nnunet_unifiedloss.compare.report import check_report_folder, write_report
+    from nnunet_unifiedloss.compare.tables import as_json
 
     if arguments.o is not None:
         check_report_folder(arguments.o)
@@ -81,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _print_comparison(comparison: Comparison, page: Path | None) -> None:
     from rich.table import Table
 
-    from nnunet_unifiedloss.compare.report import ranking_rows
+    from nnunet_unifiedloss.compare.tables import ranking_rows
     from nnunet_unifiedloss.compare.verdict import caveats, verdict
     from nnunet_unifiedloss.terminal import make_console
 

@@ -2,63 +2,35 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import importlib.metadata
-import io
-import json
 import math
 import os
 import platform
 import shutil
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import markupsafe
-import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-from nnunet_unifiedloss.compare import plots
-from nnunet_unifiedloss.compare.analysis import ALL_LABELS
 from nnunet_unifiedloss.compare.comparison import Comparison
+from nnunet_unifiedloss.compare.figures import ReportFigure, report_figures
 from nnunet_unifiedloss.compare.metrics import METRICS
+from nnunet_unifiedloss.compare.tables import (
+    TABLES,
+    as_latex,
+    as_markdown,
+    ranking_rows,
+    summary_with_differences,
+)
 from nnunet_unifiedloss.compare.verdict import caveats, format_p, short_names, verdict
 
-__all__ = ["as_json", "ranking_rows", "write_report"]
+__all__ = ["check_report_folder", "write_report"]
 
 VERSIONS_OF = ("nnunet-unifiedloss", "nnunetv2", "torch", "numpy", "scipy", "pandas", "SimpleITK")
 PAGES = ("cases.csv", "summary.csv", "summary.md", "summary.tex", "report.html")
 LIST_NAME = ".written_by_compare"
-TABLES = ("summary", "differences", "ranking", "overall", "friedman", "strata", "sizes", "empties")
-
-
-@dataclass(frozen=True)
-class ReportFigure:
-    """A figure of the report.
-
-    Attributes:
-        name: Of its files.
-        section: Of the page.
-        caption: One line below it.
-        svg: The drawing.
-        png: The same as pixels.
-    """
-
-    name: str
-    section: str
-    caption: str
-    svg: bytes
-    png: bytes
-
-    @property
-    def source(self) -> str:
-        """The picture as part of the page: pixels where it is a photograph."""
-        kind, content = ("png", self.png) if self.section == "worst" else ("svg+xml", self.svg)
-        return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def write_report(comparison: Comparison, folder: Path, command: str = "") -> Path:
@@ -85,16 +57,16 @@ def write_report(comparison: Comparison, folder: Path, command: str = "") -> Pat
     shutil.rmtree(draft, ignore_errors=True)
     try:
         (draft / "figures").mkdir(parents=True)
-        figures = list(_figures(comparison))
+        figures = list(report_figures(comparison))
         names = [f"{figure.name}.{kind}" for figure in figures for kind in ("svg", "png")]
         (draft / "figures" / LIST_NAME).write_text("\n".join(names), encoding="utf-8")
         for figure in figures:
             (draft / "figures" / f"{figure.name}.svg").write_bytes(figure.svg)
             (draft / "figures" / f"{figure.name}.png").write_bytes(figure.png)
         comparison.results.table.to_csv(draft / "cases.csv", index=False)
-        _summary_with_differences(comparison).to_csv(draft / "summary.csv", index=False)
-        (draft / "summary.md").write_text(_markdown(comparison), encoding="utf-8")
-        (draft / "summary.tex").write_text(_latex(comparison), encoding="utf-8")
+        summary_with_differences(comparison).to_csv(draft / "summary.csv", index=False)
+        (draft / "summary.md").write_text(as_markdown(comparison), encoding="utf-8")
+        (draft / "summary.tex").write_text(as_latex(comparison), encoding="utf-8")
         page = _page(comparison, figures, command)
         (draft / "report.html").write_text(page, encoding="utf-8")
         _publish(draft, folder)
@@ -140,206 +112,6 @@ def _publish(draft: Path, folder: Path) -> None:
             with contextlib.suppress(FileNotFoundError):
                 os.replace(earlier / path, folder / path)
         raise
-
-
-def _figures(comparison: Comparison) -> Iterator[ReportFigure]:
-    several = len(comparison.datasets) > 1
-    rows = len(comparison.methods)
-    for dataset in comparison.datasets:
-        end, of = (f"_{dataset}", f" {dataset}.") if several else ("", "")
-        if rows > 1:
-            figure, ax = _new_figure(8, 1.6 + 0.45 * rows)
-            plots.plot_differences(comparison, dataset=dataset, ax=ax)
-            text = "Paired differences to the baseline with 95 % bootstrap intervals."
-            yield _rendered(figure, f"differences{end}", "differences", text + of)
-        figure, ax = _new_figure(8, 1.2 + 0.5 * rows)
-        plots.plot_cases(comparison, dataset=dataset, ax=ax)
-        text = "Every case; box: quartiles and median, orange: mean."
-        yield _rendered(figure, f"cases{end}", "cases", text + of)
-        labels = [name for name in comparison.labels_of(dataset) if name != ALL_LABELS]
-        for number, label in enumerate(labels if rows > 1 else [], start=1):
-            figure, ax = _new_figure(8, 4)
-            plots.plot_sizes(comparison, dataset=dataset, label=label, ax=ax)
-            text = f"Difference to the baseline by size: {label}. Points: cases; bars: strata."
-            yield _rendered(figure, f"sizes_{number}_{_file_name(label)}{end}", "sizes", text + of)
-        if dataset in set(comparison.curves.get("dataset", ())):
-            figure, ax = _new_figure(8, 4)
-            plots.plot_curves(comparison, dataset=dataset, ax=ax)
-            text = "nnU-Net's pseudo-Dice while training, mean and range over the folds."
-            yield _rendered(figure, f"curves{end}", "curves", text + of)
-        for method in comparison.methods:
-            figure, ax = _new_figure(8, 3.2)
-            try:
-                plots.plot_worst_case(comparison, method=method, dataset=dataset, ax=ax)
-            except Exception:  # readers raise what they like, and a picture is only a picture
-                continue
-            text = f"Worst case of {method}."
-            yield _rendered(figure, f"worst_{_file_name(method)}{end}", "worst", text + of)
-    figure, ax = _new_figure(8, 1.2 + 0.3 * rows)
-    try:
-        plots.plot_critical_difference(comparison, ax=ax)
-    except ValueError:
-        return
-    blocks = "data sets" if several else "cases"
-    text = f"Mean ranks over the {blocks}; a bar joins methods that Nemenyi's test cannot tell."
-    yield _rendered(figure, "critical_difference", "ranks", text)
-
-
-def _new_figure(width: float, height: float) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots()
-
-
-def _rendered(figure: Figure, name: str, section: str, caption: str) -> ReportFigure:
-    contents = []
-    for kind in ("svg", "png"):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, dpi=120)
-        contents.append(buffer.getvalue())
-    return ReportFigure(name, section, caption.strip(), *contents)
-
-
-def _file_name(text: str) -> str:
-    return "".join(char if char.isalnum() or char in "._-" else "_" for char in text)
-
-
-def _summary_with_differences(comparison: Comparison) -> pd.DataFrame:
-    key = ["dataset", "metric", "label", "method"]
-    differences = comparison.differences.rename(columns={"cases": "paired_cases"})
-    table = comparison.summary.merge(differences, on=key, how="left")
-    return table.astype(dict.fromkeys(("paired_cases", "better", "worse"), "Int64"))
-
-
-def ranking_rows(comparison: Comparison, dataset: str) -> list[dict[str, Any]]:
-    """The ranking table of a data set, ready to be shown: a row for each method, the best first."""
-    primary, label = comparison.settings.primary, comparison.main_label
-    chosen = (comparison.ranking["dataset"] == dataset) & (comparison.ranking["metric"] == primary)
-    ranking = comparison.ranking[chosen].set_index("method")
-    summary = comparison.summary[
-        (comparison.summary["dataset"] == dataset) & (comparison.summary["label"] == label)
-    ].set_index(["metric", "method"])
-    empties = comparison.empties[comparison.empties["dataset"] == dataset]
-    counts = empties.groupby("method")[["false_alarm", "missed"]].sum()
-    rows = []
-    for method in ranking.index:
-        is_baseline = method == comparison.settings.baseline
-        test = None if is_baseline else comparison.difference(dataset, method)
-        rows.append(
-            {
-                "method": method,
-                "baseline": is_baseline,
-                "rank": f"{ranking.loc[method, 'mean_rank']:.2f}",
-                "first": _percent(float(str(ranking.loc[method, "first"]))),
-                "value": _with_interval(summary.loc[(primary, method)], "mean", ".3f"),
-                "difference": "–" if test is None else _with_interval(test, "difference", "+.3f"),
-                "p": "–" if test is None else format_p(float(test["p_holm"])),
-                "effect": "–" if test is None else f"{test['effect']:+.2f}",
-                "false_alarms": int(counts.loc[method, "false_alarm"]),
-                "missed": int(counts.loc[method, "missed"]),
-                "wins": "–" if test is None else f"{test['better']} : {test['worse']}",
-                "others": {
-                    metric: f"{summary.loc[(metric, method), 'mean']:.3f}"
-                    for metric in comparison.settings.metrics
-                    if metric != primary and (metric, method) in summary.index
-                },
-            }
-        )
-    return rows
-
-
-def _percent(share: float) -> str:
-    return "–" if math.isnan(share) else f"{share:.0%}"
-
-
-def _with_interval(row: pd.Series[Any], name: str, form: str) -> str:
-    low, high = row[f"{name}_low"], row[f"{name}_high"]
-    interval = "" if math.isnan(low) else f" [{low:{form}}, {high:{form}}]"
-    return f"{row[name]:{form}}{interval}"
-
-
-def _flat_tables(comparison: Comparison) -> Iterator[tuple[str, pd.DataFrame]]:
-    """The ranking table of each data set, as text."""
-    primary = comparison.settings.primary
-    for dataset in comparison.datasets:
-        rows = [
-            {
-                "trainer": row["method"] + (" (baseline)" if row["baseline"] else ""),
-                "mean rank": row["rank"],
-                "first": row["first"],
-                f"{primary} [95 % CI]": row["value"],
-                "difference [95 % CI]": row["difference"],
-                "p (Holm)": row["p"],
-                "effect": row["effect"],
-                "better : worse": row["wins"],
-                "false alarms": row["false_alarms"],
-                "missed": row["missed"],
-                **row["others"],
-            }
-            for row in ranking_rows(comparison, dataset)
-        ]
-        yield dataset, pd.DataFrame(rows)
-
-
-def _markdown(comparison: Comparison) -> str:
-    parts = [verdict(comparison)]
-    for dataset, table in _flat_tables(comparison):
-        lines = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
-        rows = "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-        parts += [f"**{dataset}**, {comparison.main_label}", rows]
-    found = caveats(comparison)
-    if found:
-        parts += ["To know before believing it:", "\n".join(f"- {text}" for text in found)]
-    return "\n\n".join(parts) + "\n"
-
-
-def _latex(comparison: Comparison) -> str:
-    """The same tables for LaTeX, with the shortened names of the trainers."""
-    names = short_names(comparison.methods)
-    parts = ["% needs \\usepackage{booktabs} and \\usepackage{graphicx}"]
-    for dataset, table in _flat_tables(comparison):
-        baseline = comparison.settings.baseline
-        table["trainer"] = [
-            names[name.split(" ")[0]] + (" (baseline)" if name.split(" ")[0] == baseline else "")
-            for name in table["trainer"]
-        ]
-        rows = table.rename(columns=_escaped).map(lambda cell: _escaped(str(cell)))
-        text = rows.to_latex(index=False, escape=False).strip()
-        caption = f"{dataset}, {comparison.main_label}: {verdict(comparison)}"
-        parts.append(
-            "\\begin{table}[htbp]\n\\centering\n"
-            f"\\caption{{{_escaped(caption)}}}\n\\label{{tab:{dataset}}}\n"
-            f"\\resizebox{{\\linewidth}}{{!}}{{%\n{text}\n}}\n\\end{{table}}"
-        )
-    return "\n\n".join(parts) + "\n"
-
-
-def _escaped(text: str) -> str:
-    r"""Text for LaTeX.
-
-    Example:
-        >>> print(_escaped("Dataset004_A, 95 % – −1"))
-        Dataset004\_A, 95 \% -- -1
-    """
-    special = {char: f"\\{char}" for char in "&%$#_{}"} | {"\\": r"\textbackslash{}"}
-    special |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--", "−": "-"}
-    special |= {"<": "$<$", ">": "$>$", "γ": r"$\gamma$"}
-    return "".join(special.get(char, char) for char in text)
-
-
-def as_json(comparison: Comparison) -> str:
-    """All tables of a comparison; a missing value is null."""
-    tables = {
-        name: json.loads(getattr(comparison, name).to_json(orient="records", double_precision=15))
-        for name in TABLES
-    }
-    content = {
-        "verdict": verdict(comparison),
-        "caveats": caveats(comparison),
-        "methods": comparison.methods,
-        "settings": asdict(comparison.settings),
-    }
-    return json.dumps(content | tables, indent=2, ensure_ascii=False)
 
 
 def _page(comparison: Comparison, figures: Iterable[ReportFigure], command: str) -> str:
