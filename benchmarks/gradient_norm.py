@@ -2,6 +2,7 @@
 
     python benchmarks/gradient_norm.py
     python benchmarks/gradient_norm.py --json docs/measured.json   # for the pages made of it
+    python benchmarks/gradient_norm.py --trainers nnUNetTrainerUnifiedFocal_gamma0.3
 
 SGD feels the scale of a loss: with a quarter of the gradient it takes steps of a quarter. Dividing
 nnU-Net's learning rate of 0.01 by the ratio makes trainings comparable. The ratio changes while a
@@ -24,6 +25,7 @@ from torch.nn import functional
 
 from nnunet_unifiedloss.frequencies import inverse_frequencies
 from nnunet_unifiedloss.losses import SegmentationLoss
+from nnunet_unifiedloss.naming import TrainerName, catalogue, parse
 
 STAGES = {"untrained": (0.0, 0.2), "learning": (2.0, 1.0), "trained": (8.0, 1.5)}
 SIDE = 64
@@ -52,13 +54,13 @@ def gradient_norm(loss: torch.nn.Module, logits: Tensor, target: Tensor) -> floa
     return float(logits.grad.norm())
 
 
-def as_trained(cls: type[SegmentationLoss], logits: Tensor, target: Tensor) -> SegmentationLoss:
+def as_trained(name: TrainerName, logits: Tensor, target: Tensor) -> SegmentationLoss:
     """The loss with what its trainer would have set in the middle of a training on such patches."""
-    parameters = {}
-    if "class_weights" in cls.defaults():
+    parameters = dict(name.parameters)
+    if "class_weights" in name.loss.defaults() and "class_weights" not in parameters:
         voxels = target.long().flatten().bincount(minlength=logits.shape[1]).tolist()
         parameters["class_weights"] = inverse_frequencies(voxels)
-    loss = cls(batch_dice=True, **parameters)
+    loss = name.loss(batch_dice=True, **parameters)
     if loss.scheduled:
         terms = loss.terms(logits, target)
         means = {name: float(term) / loss.weights.get(name, 1) for name, term in terms.items()}
@@ -70,7 +72,11 @@ def main() -> None:
     """Print the table of ratios in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="add the geometric means to a file")
+    parser.add_argument(
+        "--trainers", nargs="+", metavar="TRAINER", help="these only, with the parameters they name"
+    )
     arguments = parser.parse_args()
+    names = arguments.trainers or [entry.trainer for entry in catalogue()]
     batches = {
         f"{stage}, {100 * (target > 0).float().mean():.0f} %": (make_logits(target, *level), target)
         for target in (lesion(20), lesion(8))
@@ -81,11 +87,13 @@ def main() -> None:
     print("| loss |" + "".join(f" {name} |" for name in batches) + " geometric mean |")
     print("| --- |" + " --- |" * (len(batches) + 1))
     means = {}
-    for name, cls in sorted(SegmentationLoss.registry.items()):
+    for trainer in names:
+        parsed = parse(trainer)
         ratios = [
-            gradient_norm(as_trained(cls, *b), *b) / gradient_norm(default, *b)
+            gradient_norm(as_trained(parsed, *b), *b) / gradient_norm(default, *b)
             for b in batches.values()
         ]
+        name = trainer if arguments.trainers else parsed.loss.__name__
         means[name] = float(torch.tensor(ratios).log().mean().exp())
         print(f"| {name} |" + "".join(f" {r:.2f} |" for r in [*ratios, means[name]]), flush=True)
     if arguments.json:

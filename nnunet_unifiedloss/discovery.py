@@ -18,6 +18,14 @@ from typing import Any, Literal
 
 from nnunet_unifiedloss.files import write_atomically
 
+__all__ = [
+    "DiscoveryError",
+    "InstallResult",
+    "install",
+    "trainers_folder",
+    "uninstall",
+]
+
 VARIABLE = "nnUNet_extTrainer"
 MODULE_NAME = "nnunet_unifiedloss_trainers"
 MODULE_MARK = "# Written by `nnunet-unifiedloss install`"

@@ -22,6 +22,8 @@ from packaging.requirements import Requirement
 from nnunet_unifiedloss import discovery
 from nnunet_unifiedloss.probe import DEVICES, Probe, probe_environment
 
+__all__ = ["Finding", "diagnose"]
+
 SHARED_MEMORY = Path("/dev/shm")
 WORKERS_VARIABLE = "nnUNet_n_proc_DA"
 # two patches of 128³ voxels with four float32 images, and int16 labels at all resolutions

@@ -17,6 +17,14 @@ from typing import Any
 from nnunet_unifiedloss.losses import SegmentationLoss
 from nnunet_unifiedloss.variants import PREFIX, host_variants, sets_its_own_loss
 
+__all__ = [
+    "TrainerEntry",
+    "TrainerName",
+    "TrainerNameError",
+    "catalogue",
+    "parse",
+]
+
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?"
 _LIST = re.compile(rf"{_NUMBER}(?:-{_NUMBER})+", re.IGNORECASE)
 _SCHEDULE = re.compile(r"(\d{1,9})(epochs|iters)")

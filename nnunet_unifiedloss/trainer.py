@@ -25,6 +25,11 @@ from nnunet_unifiedloss.losses.distributed import sum_over_ranks
 from nnunet_unifiedloss.naming import FROM_PLANS, catalogue, loss_of, parse
 from nnunet_unifiedloss.variants import PREFIX, host_variants
 
+__all__ = [
+    "LossTrainer",
+    "trainer_lookup",
+]
+
 _HISTORY = "loss_terms"  # key of nnU-Net's log, which its checkpoints hold
 
 

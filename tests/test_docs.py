@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
+from importlib.metadata import entry_points
+from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 import torch
+from documentation import (
+    ROOT,
+    WrongCommandError,
+    anchors,
+    check,
+    check_trainer,
+    commands,
+    known_flags,
+    links,
+)
+from results_folder import PLAIN, ResultsFolder, ball
 
 from nnunet_unifiedloss import losses, naming
 from nnunet_unifiedloss.cli import main
+from nnunet_unifiedloss.cli.program import COMMANDS as COMMANDS_OF_OURS
 
-ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
 @pages
 def test_trainers_and_losses_exist(page):
-    text = page.read_text(encoding="utf-8")
-    for name in set(re.findall(r"\bnnUNetTrainer[A-Z]\w*(?:[.-]\w+)*", text)):
-        if "PowerCrossEntropy" not in name:  # that of own_loss.md
-            naming.parse(name)
+    text = TEXTS[page]
+    for name in set(re.findall(r"\bnnUNetTrainer\w*(?:[.-]\w+)*", text)):
+        check_trainer(name.removesuffix("_"))
     if page.name == "numerics.md":  # written by a program that has evaluated them, others' too
         return
     for name in set(re.findall(r"\b(?!MONAI|DC_|PowerCross)[A-Z][A-Za-z]+Loss\b", text)):
@@ -35,42 +49,153 @@ def test_trainers_and_losses_exist(page):
         assert hasattr(losses, name) or name in others, name
 
 
-@pages
-def test_commands_exist(page, capsys):
-    commands = set(re.findall(r"nnunet-unifiedloss ([a-z]+)", page.read_text(encoding="utf-8")))
-    for command in commands:
-        with pytest.raises(SystemExit) as left:
-            main([command, "--help"])
-        assert left.value.code == 0, command
-    capsys.readouterr()
+def test_named_commands_exist():
+    known = set(COMMANDS_OF_OURS)
+    for text in TEXTS.values():
+        assert set(re.findall(r"nnunet-unifiedloss ([a-z]+)", text)) <= known
+        assert set(re.findall(r"nnUNetv2_\w+", text)) <= {
+            script.name for script in entry_points(group="console_scripts")
+        }
+
+
+COMMANDS = [(page, command) for page in PAGES for command in commands(TEXTS[page])]
+
+
+@pytest.mark.parametrize(
+    "command", [pytest.param(command, id=f"{page.name}: {command}") for page, command in COMMANDS]
+)
+def test_commands_are_accepted_by_their_programs(command):
+    check(command)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "nnunet-unifiedloss comparison -d 4",
+        "nnunet-unifiedloss compare -d 4 --basline nnUNetTrainer",
+        "nnunet-unifiedloss compare -d 4 --base nnUNetTrainer",
+        "nnunet-unifiedloss compare -d 4 -tr nnUNetTrainer_3epochs",
+        "nnunet-unifiedloss compare -d 4 --metrics Dise",
+        "nnunet-unifiedloss sweep -d 4 -c 2d",
+        "nnunet-unifiedloss sweep -d 4 -c 2d -tr nnUNetTrainer --gpus 0 --launcher slurm",
+        "nnUNetv2_train 4 2d -tr nnUNetTrainer",
+        "nnUNetv2_train 4 2d 0 -tr nnUNetTrainerUnifedFocal",
+        "nnUNetv2_train 4 2d 0 -tr nnUNetTrainerUnifiedFocal --continue",
+        "nnUNetv2_trains 4 2d 0",
+        "python benchmarks/cost.py",
+        "python benchmarks/loss_cost.py --shape two",
+        "python docs/numerics.py --check",
+        "pytest -m fast",
+        "pytest tests/test_nothing.py",
+        'pytest tests/test_comparison.py -k "equal_trainers or nothing_at_all"',
+        "pip install nnunet-unified-loss",
+        "pip install 'nnunet-unifiedloss[cuda]'",
+        "frobnicate --all",
+    ],
+)
+def test_wrong_commands_are_refused(command):
+    with pytest.raises(WrongCommandError):
+        check(command)
+
+
+def test_wrong_parameters_are_refused():
+    with pytest.raises(naming.TrainerNameError, match=r"unknown part 'detla0\.7'"):
+        check("nnUNetv2_train 4 2d 0 -tr nnUNetTrainerUnifiedFocal_detla0.7")
+
+
+def test_commands_are_found():
+    page = """Say `nnunet-unifiedloss list --json` or `nnUNetv2_train … --c`, not `list`.
+
+    ```
+    cd x && nnunet-unifiedloss sweep -d 4 \\
+        -c 2d  # a comment
+    export nnUNet_extTrainer="$(nnunet-unifiedloss path)"
+    …
+    ```
+    ```python
+    print("no command")
+    ```
+    """
+    assert list(commands(page)) == [
+        "cd x",
+        "nnunet-unifiedloss sweep -d 4 -c 2d",
+        "nnunet-unifiedloss path",
+        "export 'nnUNet_extTrainer=$(nnunet-unifiedloss path)'",
+        "nnunet-unifiedloss list --json",
+    ]
 
 
 @pages
-def test_flags_of_compare_exist(page, capsys):
-    with pytest.raises(SystemExit):
-        main(["compare", "--help"])
-    known = capsys.readouterr().out
-    text = page.read_text(encoding="utf-8")
-    for line in re.findall(r"nnunet-unifiedloss compare ([^`#\n]*)", text):
-        for flag in re.findall(r"(?<![\w-])--?[a-z]\w*", line):
-            assert flag in known, flag
+def test_flags_in_the_text_exist(page):
+    named = re.findall(r"`(--?[A-Za-z]\w*(?:-\w+)*)[ =`]", TEXTS[page])
+    assert set(named) <= known_flags()
+
+
+@pages
+def test_files_in_the_text_exist(page):
+    folders = "benchmarks|docs|nnunet_unifiedloss|tests|trainers"
+    for path in re.findall(rf"(?<![\w./-])((?:{folders})/[\w./*-]*\w)", TEXTS[page]):
+        assert list(ROOT.glob(path)), path
 
 
 @pages
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
-        assert target.startswith("http") or (page.parent / target).exists(), target
+    for target in links(TEXTS[page]):
+        address = urlsplit(target)
+        if address.scheme:
+            assert address.scheme == "https" or address.netloc == "medicaldecathlon.com", target
+            assert re.fullmatch(r"[\w-]+(\.[\w-]+)+", address.netloc), target
+            continue
+        path = (page.parent / address.path).resolve() if address.path else page
+        assert path.exists(), target
+        if address.fragment:
+            assert address.fragment in anchors(path.read_text(encoding="utf-8")), target
 
 
-def test_nnunets_own_commands_exist():
-    scripts = Path(sys.executable).parent
-    for page in PAGES:
-        for command in set(re.findall(r"nnUNetv2_\w+", page.read_text(encoding="utf-8"))):
-            assert (scripts / command).exists(), command
+def test_the_readme_links_every_page():
+    linked = {urlsplit(target).path for target in links(TEXTS[ROOT / "README.md"])}
+    assert {f"docs/{page.name}" for page in PAGES if page.parent.name == "docs"} <= linked
 
 
-def test_the_page_of_losses_is_up_to_date():
-    command = [sys.executable, str(ROOT / "docs" / "generate.py"), "--check"]
+def python_of(page):
+    """The Python code on a page, of which there is one piece."""
+    (source,) = re.findall(r"```python\n(.*?)```", TEXTS[ROOT / page], re.DOTALL)
+    return source
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/regions.md"])
+def test_python_of_losses_runs(page):
+    variables = {"logits": torch.zeros(1, 2, 4, 4), "target": torch.zeros(1, 1, 4, 4)}
+    exec(python_of(page), variables)
+    assert isinstance(variables["loss"], losses.UnifiedFocalLoss)
+    assert variables.get("value", torch.zeros(())).ndim == 0
+
+
+def test_the_python_of_comparing_runs(tmp_path, monkeypatch, capsys):
+    made = ResultsFolder(tmp_path, PLAIN)
+    reference = ball((8, 12, 12), (4, 6, 6), 3).astype(np.uint8)
+    made.add_cases({f"case_{fold}": reference for fold in range(5)})
+    for trainer in ("nnUNetTrainer", "nnUNetTrainerUnifiedFocal"):
+        for fold in range(5):
+            made.add_training(trainer, [f"case_{fold}"], lambda array, _: array, fold)
+    for name, value in made.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    exec(python_of("docs/comparing.md"), {})
+    assert "Sensitivity" in capsys.readouterr().out
+    assert (tmp_path / "report" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("flag", ["--version", "path", "list"])
+def test_commands_without_data_run(flag, capsys):
+    with contextlib.suppress(SystemExit):
+        assert main([flag]) == 0
+    assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("program", ["generate.py", "imports.py"])
+def test_pages_that_are_written_by_programs_are_up_to_date(program):
+    command = [sys.executable, str(ROOT / "docs" / program), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -81,17 +206,17 @@ def test_the_loss_of_ones_own_is_found_and_trained_with(monkeypatch):
 
     monkeypatch.setitem(losses.SegmentationLoss.registry, "PowerCrossEntropyLoss", None)
     losses.SegmentationLoss.registry.pop("PowerCrossEntropyLoss")
-    name = "nnUNetTrainerPowerCrossEntropy_power2_5epochs"
+    page = TEXTS[ROOT / "docs" / "own_loss.md"]
+    (name,) = re.findall(r"-tr (nnUNetTrainerPowerCrossEntropy\S*)", page)
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(ROOT / "docs" / "own_loss_trainers.py", folder)
         monkeypatch.setenv("nnUNet_extTrainer", folder)
         for _ in range(2):
             trainer = recursive_find_trainer_class_by_name(name)
-    assert (trainer.__name__, trainer.set_epochs) == (name, 5)
+    assert (trainer.__name__, trainer.set_learning_rate) == (name, 0.02)
     loss = trainer.loss_class(**trainer.loss_parameters)
     logits, target = torch.zeros(1, 2, 3, 3), torch.zeros(1, 1, 3, 3)
     assert loss(logits, target).item() == pytest.approx(math.log(2) ** 2)
-    page = (ROOT / "docs" / "own_loss.md").read_text(encoding="utf-8")
     module = (ROOT / "docs" / "own_loss_trainers.py").read_text(encoding="utf-8")
     (shown,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert shown in module

@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     Returns:
         0 if all is done, 1 if something has failed.
     """
-    _check(arguments)
+    check_arguments(arguments)
     jobs = _jobs(arguments)
     if arguments.status:
         return _show_status(arguments, jobs)
@@ -69,8 +69,8 @@ def run(arguments: argparse.Namespace) -> int:
     return _launch(arguments, jobs)
 
 
-def _check(arguments: argparse.Namespace) -> None:
-    """Refuse flags that do not go together."""
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """Refuse flags that do not go together with a ValueError."""
     local, cuda = arguments.launcher == "local", arguments.device in (None, "cuda")
     together = arguments.num_gpus or 1
     refusals = {

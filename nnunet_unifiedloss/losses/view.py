@@ -28,6 +28,11 @@ from nnunet_unifiedloss.losses.autograd import (
 from nnunet_unifiedloss.losses.distance import squared_distance
 from nnunet_unifiedloss.losses.distributed import sum_over_ranks
 
+__all__ = [
+    "Counts",
+    "View",
+]
+
 Shared = TypeVar("Shared")
 Spacing = tuple[float, ...] | None
 

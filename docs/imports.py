@@ -1,0 +1,142 @@
+"""Draws which room of the package imports which, in docs/inside.md, from the source.
+
+python docs/imports.py          # write the drawing
+python docs/imports.py --check  # exit code 1 where the drawing is not what would be written
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+DOCS = Path(__file__).parent
+PAGE = DOCS / "inside.md"
+PACKAGE = "nnunet_unifiedloss"
+BEGIN, END = "```mermaid\n", "```\n"
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported name.
+
+    Attributes:
+        module: The module that imports.
+        target: What it imports: a module of ours, or the first part of another one's name.
+        deferred: It is inside a function, or for type checkers only.
+    """
+
+    module: str
+    target: str
+    deferred: bool
+
+
+def modules() -> dict[str, Path]:
+    """All modules of the package by name, the trainers included."""
+    folders = {PACKAGE: DOCS.parent / PACKAGE, f"{PACKAGE}.trainers": DOCS.parent / "trainers"}
+    return {
+        ".".join((name, *path.relative_to(folder).with_suffix("").parts)).removesuffix(
+            ".__init__"
+        ): path
+        for name, folder in folders.items()
+        for path in sorted(folder.rglob("*.py"))
+    }
+
+
+def imports() -> list[Import]:
+    """Every import of every module."""
+    known = modules()
+    return [
+        Import(module, target, deferred)
+        for module, path in known.items()
+        for target, deferred in _imports(ast.parse(path.read_text(encoding="utf-8")), known)
+    ]
+
+
+def _imports(
+    tree: ast.AST, known: Mapping[str, Path], deferred: bool = False
+) -> Iterator[tuple[str, bool]]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "the package has no relative imports"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            later = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) or (
+                isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+            )
+            yield from _imports(node, known, deferred or later)
+            continue
+        for name in names:
+            if name.partition(".")[0] != PACKAGE:
+                yield name.partition(".")[0], deferred
+                continue
+            while name not in known:  # a name inside of a module
+                name = name.rpartition(".")[0]
+            yield name, deferred
+
+
+def room(module: str) -> str:
+    """The package or module directly below ``nnunet_unifiedloss`` that a module belongs to."""
+    return f"{module}.".split(".")[1]
+
+
+def drawing() -> str:
+    """The rooms and what they import, in Mermaid's language.
+
+    An arrow that others lead around is left out; a dashed one is an import inside a function.
+    """
+    at_once: dict[str, set[str]] = {}
+    later: dict[str, set[str]] = {}
+    for entry in imports():
+        source, target = room(entry.module), room(entry.target)
+        ours = entry.target.startswith(PACKAGE) and source and target not in ("", source)
+        if ours and source != "__main__":
+            (later if entry.deferred else at_once).setdefault(source, set()).add(target)
+    both = {name: at_once.get(name, set()) | later.get(name, set()) for name in at_once | later}
+    order = list(TopologicalSorter(both).static_order())
+    lines = ["flowchart TD"]
+    for source in reversed(order):
+        for target in sorted(both.get(source, ())):
+            around = any(target in _reached(other, both) for other in both[source] - {target})
+            if not around:
+                arrow = "-->" if target in at_once.get(source, ()) else "-.->"
+                lines.append(f"    {source} {arrow} {target}")
+    return "\n".join(lines) + "\n"
+
+
+def _reached(source: str, targets: Mapping[str, set[str]]) -> set[str]:
+    """All rooms that arrows lead to from one."""
+    found = set(targets.get(source, ()))
+    return found.union(*(_reached(target, targets) for target in found))
+
+
+def page() -> str:
+    """The whole page with the drawing as it should be."""
+    text = PAGE.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}{drawing()}{END}{after}"
+
+
+def main() -> int:
+    """Write or check the drawing."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="exit 1 on a difference")
+    text = page()
+    if parser.parse_args().check:
+        if PAGE.read_text(encoding="utf-8") != text:
+            print(f"{PAGE} is not what the source says; run: python docs/imports.py")
+            return 1
+        return 0
+    PAGE.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

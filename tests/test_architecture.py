@@ -1,0 +1,142 @@
+"""The rooms of the package: what imports what, what starts fast, what is public."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import nnunet_unifiedloss
+from nnunet_unifiedloss import losses
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "docs"))
+imports = importlib.import_module("imports")  # docs/imports.py
+del sys.path[0]
+
+PACKAGE = "nnunet_unifiedloss"
+HEAVY = {"torch", "nnunetv2", "matplotlib", "pandas", "scipy", "rich", "SimpleITK", "numpy"}
+
+
+def loaded_by(source: str) -> set[str]:
+    """All modules that are loaded after a new Python has run some lines."""
+    report = "import json, sys; print('\\n' + json.dumps(sorted(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{source}\n{report}"], capture_output=True, text=True, check=True
+    )
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def predicted(module: str) -> set[str]:
+    """The modules of ours that loading one loads, by what the source says."""
+    at_once = [entry for entry in imports.imports() if not entry.deferred]
+    found, new = set(), {module}
+    while new:
+        name = new.pop()
+        found.add(name)
+        new |= {name.rpartition(".")[0]}  # the package that it is in
+        new |= {entry.target for entry in at_once if entry.module == name}
+        new = {name for name in new if name.startswith(PACKAGE)} - found
+    return found
+
+
+def test_no_imports_go_in_a_circle():
+    targets: dict[str, set[str]] = {}
+    for entry in imports.imports():
+        if entry.target.startswith(PACKAGE):
+            targets.setdefault(entry.module, set()).add(entry.target)
+    order = list(TopologicalSorter(targets).static_order())  # raises where there is a circle
+    assert f"{PACKAGE}.trainer" in order
+
+
+def test_a_circle_would_be_found(tmp_path, monkeypatch):
+    for name, other in (("a", "b"), ("b", "a")):
+        text = f"def run():\n    from {PACKAGE}.{other} import thing\n"
+        (tmp_path / f"{name}.py").write_text(text)
+    found = {f"{PACKAGE}.{name}": tmp_path / f"{name}.py" for name in "ab"}
+    monkeypatch.setattr(imports, "modules", lambda: found)
+    with pytest.raises(CycleError):
+        test_no_imports_go_in_a_circle()
+
+
+@pytest.mark.parametrize(
+    "module", ["cli", "discovery", "sweep", "trainings", "compare.measurement", "processes"]
+)
+def test_what_is_read_from_the_source_is_what_happens(module):
+    name = f"{PACKAGE}.{module}"
+    loaded = {other for other in loaded_by(f"import {name}") if other.startswith(PACKAGE)}
+    assert loaded == predicted(name)
+
+
+def test_losses_know_neither_nnunet_nor_the_other_rooms():
+    of_losses = [e for e in imports.imports() if imports.room(e.module) == "losses"]
+    others = {entry.target.partition(".")[0] for entry in of_losses} - sys.stdlib_module_names
+    assert others <= {PACKAGE, "torch", "numpy", "typing_extensions"}
+    ours = {entry.target for entry in of_losses if entry.target.startswith(PACKAGE)}
+    assert {imports.room(target) for target in ours} == {"losses"}
+    loaded = loaded_by(f"import {PACKAGE}.losses")
+    assert not loaded & {"nnunetv2", "batchgenerators", "matplotlib", "pandas"}
+
+
+def test_help_waits_for_no_library():
+    """Neither the help of the program nor that of any command imports torch and the like."""
+    source = """
+import contextlib, io
+from nnunet_unifiedloss.cli import main
+from nnunet_unifiedloss.cli.program import COMMANDS
+for words in (["--help"], ["--version"], *([command, "--help"] for command in COMMANDS)):
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+        main(words)
+"""
+    assert not loaded_by(source) & HEAVY
+
+
+@pytest.mark.parametrize(
+    ("module", "without"),
+    [
+        ("trainings", HEAVY),
+        ("discovery", HEAVY),
+        ("sweep", HEAVY),
+        ("compare.measurement", {"torch", "nnunetv2", "pandas", "matplotlib"}),
+        ("probe", HEAVY),
+    ],
+)
+def test_rooms_that_promise_to_be_light_are(module, without):
+    assert not loaded_by(f"import {PACKAGE}.{module}") & without
+
+
+def test_every_package_is_shipped():
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    _, _, setuptools = project.partition("[tool.setuptools]")
+    listed, _, _ = setuptools.partition("]")
+    packages = {name for name, path in imports.modules().items() if path.name == "__init__.py"}
+    assert set(re.findall(r'"([\w.]+)"', listed)) == packages
+    assert (Path(nnunet_unifiedloss.__file__).parent / "py.typed").is_file()
+
+
+def public_names() -> dict[str, str]:
+    """What docs/api.md says: module → the cell of its names."""
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    return dict(re.findall(rf"^\| `({PACKAGE}[\w.]+)` \| (.*) \|$", page, re.MULTILINE))
+
+
+@pytest.mark.parametrize("name", public_names())
+def test_the_public_names_are_those_of_the_page(name):
+    module, cell = importlib.import_module(name), public_names()[name]
+    assert list(module.__all__) == sorted(module.__all__)
+    assert all(hasattr(module, public) for public in module.__all__)
+    listed = set(re.findall(r"`(\w+)`", cell))
+    if module is losses:
+        listed |= set(losses.SegmentationLoss.registry)
+        listed -= {"PowerCrossEntropyLoss"}  # of the documentation, where its test ran before
+    assert listed == set(module.__all__)
+
+
+def test_the_page_of_public_names_is_not_empty():
+    assert {f"{PACKAGE}.losses", f"{PACKAGE}.compare.comparison"} <= set(public_names())
