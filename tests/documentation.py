@@ -137,16 +137,17 @@ def _nnunets(program: str, arguments: list[str]) -> Parsed:
 
 def _check_trainers(arguments: argparse.Namespace) -> None:
     named = getattr(arguments, "tr", None) or []
-    baseline = getattr(arguments, "baseline", None)
-    for name in [
-        *([named] if isinstance(named, str) else named),
-        *([baseline] if baseline else []),
-    ]:
-        ours = naming.loss_of(name) is not None
-        if ours:
-            naming.parse(name)
-        elif name not in host_trainers() and not name.startswith(EXAMPLE_LOSS):
-            raise WrongCommandError(f"neither nnU-Net nor we have a trainer {name}")
+    names = [named] if isinstance(named, str) else list(named)
+    for name in [*names, *filter(None, [getattr(arguments, "baseline", None)])]:
+        check_trainer(name)
+
+
+def check_trainer(name: str) -> None:
+    """Raise an error where neither we nor nnU-Net have a trainer of this name."""
+    if naming.loss_of(name) is not None:
+        naming.parse(name)
+    elif name not in host_trainers() and not name.startswith(EXAMPLE_LOSS):
+        raise WrongCommandError(f"neither nnU-Net nor we have a trainer {name}")
 
 
 @cache
@@ -155,7 +156,7 @@ def host_trainers() -> set[str]:
     (package,) = find_spec("nnunetv2").submodule_search_locations
     sources = Path(package, "training", "nnUNetTrainer").rglob("*.py")
     texts = [path.read_text(encoding="utf-8") for path in sources]
-    return set(re.findall(r"^class (nnUNetTrainer\w*)\(", "\n".join(texts), re.MULTILINE))
+    return set(re.findall(r"^class (nnUNetTrainer\w*)", "\n".join(texts), re.MULTILINE))
 
 
 def _check_python(arguments: list[str], command: str) -> None:
