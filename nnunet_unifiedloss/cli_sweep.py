@@ -37,6 +37,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     several("-p", "plans (default: nnUNetPlans)", "PLANS")
     several("-f", "folds, or all (default: 0 1 2 3 4)", "FOLD", type=_fold)
     command.add_argument("-device", choices=DEVICES, help="(default: that of nnUNetv2_train, cuda)")
+    command.add_argument(
+        "--npz", action="store_true", help="keep probabilities, as nnU-Net's ensembles need them"
+    )
     command.add_argument("--launcher", choices=("local", "slurm"), default="local")
     several("--gpus", "GPUs of this computer, one job on each (default: no choice, one job)", "GPU")
     command.add_argument("--jobs", type=_positive, metavar="N", help="how many jobs run at a time")
@@ -104,9 +107,15 @@ def _jobs(arguments: argparse.Namespace) -> list[Job]:
         for names in (arguments.c, arguments.tr, arguments.p, arguments.f)
     )
     if c and tr:
-        options = {"plans": p or [DEFAULT_PLANS], "device": arguments.device}
         return plan_jobs(
-            datasets, c, tr, f or DEFAULT_FOLDS, **options, to_run=not arguments.status
+            datasets,
+            c,
+            tr,
+            f or DEFAULT_FOLDS,
+            plans=p or [DEFAULT_PLANS],
+            device=arguments.device,
+            npz=arguments.npz,
+            to_run=not arguments.status,
         )
     results = nnunet_folder("nnUNet_results")
     return [

@@ -157,6 +157,25 @@ def test_a_stage_without_predictions_for_the_next_one_is_validated_again(cascade
         commands(["3d_cascade_fullres"])
 
 
+def test_a_training_without_the_probabilities_that_are_wanted_is_validated_again(folders):
+    for number in ("0", "1", "all"):
+        finish(fold(folders, number=number))
+    for number in range(10):  # each fold validates two of the ten cases
+        (fold(folders, number="all") / "validation" / f"case_{number}.npz").touch()
+    for case in ("case_0", "case_5"):
+        (fold(folders, number="0") / "validation" / f"{case}.npz").touch()
+    asked = {"folds": ["0", "1", "2", "all"]}
+    assert commands(**asked) == [f"nnUNetv2_train {DATASET} 2d 2 -tr {OURS}"]
+    assert commands(**asked, npz=True) == [
+        f"nnUNetv2_train {DATASET} 2d 1 -tr {OURS} --npz --val",
+        f"nnUNetv2_train {DATASET} 2d 2 -tr {OURS} --npz",
+    ]
+    (fold(folders, number="all") / "validation" / "case_3.npz").unlink()
+    assert commands(folds=["all"], npz=True) == [
+        f"nnUNetv2_train {DATASET} 2d all -tr {OURS} --npz --val"
+    ]
+
+
 def test_configurations_that_are_not_planned(folders, preprocessed):
     other = folders["nnUNet_preprocessed"] / "Dataset005_Flat"
     other.mkdir()

@@ -144,12 +144,14 @@ class TrainingJob(Job):
         requires: The preparation of its data; for a cascade also the trainings of the stage before.
         device: ``cuda``, ``cpu`` or ``mps``; nnU-Net's own default if None.
         next_stages: The cascades that need this training's predictions as input.
+        npz: Whether the validation is to keep probabilities, which nnU-Net's ensembles need.
     """
 
     training: Training
     requires: tuple[Job, ...] = ()
     device: str | None = None
     next_stages: tuple[str, ...] = ()
+    npz: bool = False
 
     @property
     @override
@@ -180,20 +182,27 @@ class TrainingJob(Job):
 
     @override
     def is_done(self) -> bool:
-        return state(self.folder) == "finished" and not self._stages_without_input()
+        return state(self.folder) == "finished" and not self._lacks_predictions()
 
-    def _stages_without_input(self) -> list[str]:
-        """Next stages without a prediction for each case: their data may not have been there."""
-        if not self.next_stages:
-            return []
-        folds, fold = self.plans.folds() or [], self.training.fold
-        cases = set(folds[int(fold)]) if fold.isdecimal() and int(fold) < len(folds) else set()
+    def _lacks_predictions(self) -> bool:
+        """Whether the validation has not left for each case what others take as input.
+
+        The data of the next stage may not have been there, or nobody asked for probabilities.
+        """
         predicted = self.folder.parent / "predicted_next_stage"
-        return [
-            stage
-            for stage in self.next_stages
-            if cases - {path.stem for path in (predicted / stage).glob("*")}
-        ]
+        wanted = [(predicted / stage, "*") for stage in self.next_stages]
+        wanted += [(self.folder / "validation", "*.npz")] if self.npz else []
+        return any(
+            self._cases() - {path.stem for path in folder.glob(pattern)}
+            for folder, pattern in wanted
+        )
+
+    def _cases(self) -> set[str]:
+        """The cases that the training is validated on, as far as nnU-Net has split the data set."""
+        folds, fold = self.plans.folds() or [], self.training.fold
+        if fold == "all":
+            return set().union(*folds)
+        return set(folds[int(fold)]) if int(fold) < len(folds) else set()
 
     @override
     def is_planned(self) -> bool:
@@ -212,13 +221,15 @@ class TrainingJob(Job):
         training, flags = self.training, resume_flags(self.folder)
         if "--val" not in flags and state(self.folder) == "finished":
             raise ValueError(
-                f"{self.folder}: is trained, but has no predictions for the next stage and no "
-                "checkpoint_final.pth to make them; remedy: move the folder away to train it again"
+                f"{self.folder}: is trained, but has no predictions for the next stage, or no "
+                "probabilities for --npz, and no checkpoint_final.pth to make them; "
+                "remedy: move the folder away to train it again"
             )
         command = ["nnUNetv2_train", training.dataset, training.configuration, training.fold]
         command += ["-tr", training.trainer]
         command += [] if training.plans == DEFAULT_PLANS else ["-p", training.plans]
         command += ["-device", self.device] if self.device else []
+        command += ["--npz"] if self.npz else []
         return command + flags
 
 

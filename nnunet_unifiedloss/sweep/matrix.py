@@ -21,6 +21,7 @@ def plan_jobs(
     *,
     plans: Sequence[str] = (DEFAULT_PLANS,),
     device: str | None = None,
+    npz: bool = False,
     to_run: bool = True,
 ) -> list[Job]:
     """The jobs of a matrix of trainings, each after those that it requires.
@@ -34,6 +35,7 @@ def plan_jobs(
         folds: ``0`` to ``4``, or ``all``.
         plans: Identifiers of the plans.
         device: Device to train on; nnU-Net's own default if None.
+        npz: Whether each of them is to keep probabilities, which nnU-Net's ensembles need.
         to_run: Whether they are to be run, and not only to be looked at, perhaps from a computer
             that has not all of the data.
 
@@ -45,7 +47,7 @@ def plan_jobs(
     jobs = [
         job
         for dataset, identifier in itertools.product(datasets, plans)
-        for job in _jobs(dataset, identifier, configurations, trainers, folds, device)
+        for job in _jobs(dataset, identifier, configurations, trainers, folds, device, npz)
     ]
     for job in jobs if to_run else []:
         if isinstance(job, Preparation):
@@ -60,6 +62,7 @@ def _jobs(
     trainers: Sequence[str],
     folds: Sequence[str],
     device: str | None,
+    npz: bool,
 ) -> Iterator[Job]:
     """The jobs of one data set with one plans file."""
     plans = plans_of(dataset, identifier)
@@ -77,7 +80,7 @@ def _jobs(
         for fold in dict.fromkeys([*asked, *(all_folds if cascades else [])]):
             training = Training(dataset, name, identifier, trainer, fold)
             next_stages = cascades if fold in all_folds else ()
-            job = TrainingJob(training, (*due, *before), device, next_stages)
+            job = TrainingJob(training, (*due, *before), device, next_stages, npz)
             yield job
             if next_stages:
                 of_stage[name, trainer].append(job)
