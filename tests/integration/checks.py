@@ -123,14 +123,24 @@ def _check_results(name: str, information: dict[str, Any], expected: set[str]) -
     problems += check_dice(f"{name}: after postprocessing", after)
     if not problems and after < before - 1e-9:  # nnU-Net keeps a step only if it is better
         problems.append(f"{name}: postprocessing lowers Dice from {before} to {after}")
-    selected = best["selected_model_or_models"]
-    winner = max(results, key=lambda key: results[key])
-    parts = [f"__{model.get('configuration')}" for model in selected]
-    if winner.startswith("ensemble___") != (len(selected) == 2) or not all(
-        part in f"{winner}___" for part in parts
-    ):
-        problems.append(f"{name}: the best is {winner}, but selected is {selected}")
+    selected = [model.get("configuration") for model in best["selected_model_or_models"]]
+    winners = [configurations_of(key) for key, dice in results.items() if dice == before]
+    if not problems and selected not in winners:
+        problems.append(f"{name}: selected is {selected}, but the best is {winners[0]}")
     return problems
+
+
+def configurations_of(key: str) -> list[str]:
+    """The configurations of a model or an ensemble in ``all_results``.
+
+    Example:
+        >>> configurations_of("ensemble___T__nnUNetPlans__2d___T__nnUNetPlans__3d_fullres___0_1")
+        ['2d', '3d_fullres']
+        >>> configurations_of("T__nnUNetPlans__2d")
+        ['2d']
+    """
+    models = key.split("___")[1:3] if key.startswith("ensemble___") else [key]
+    return [model.rpartition("__")[2] for model in models]
 
 
 def _check_best(path: Path, best: dict[str, Any], models: Sequence[dict[str, str]]) -> list[str]:

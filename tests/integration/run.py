@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from integration.checks import (
     check_information,
     check_predictions,
     check_training,
+    configurations_of,
     constant_dice,
     predicted_labels,
 )
@@ -40,9 +42,9 @@ from nnunet_unifiedloss.trainings import read_json, state
 TRAINER = "nnUNetTrainerUnifiedFocal_delta0.9_gamma0.1_NoMirroring_lr0.03_5epochs_30iters"
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run what is due, check everything; 0 if nothing is wrong."""
-    arguments = parser().parse_args()
+    arguments = parser().parse_args(argv)
     suite = Suite(
         work=arguments.work.resolve(),
         source=arguments.data.resolve(),
@@ -169,12 +171,7 @@ def look(suite: Suite, dataset: int, *, learns: bool) -> dict[str, Any]:
 def summary_of(information: dict[str, Any]) -> dict[str, Any]:
     """What ``inference_information.json`` says, in short."""
     results, best = information["all_results"], information["best_model_or_ensemble"]
-    short = {
-        key: " + ".join(
-            part.rpartition("__")[2] for part in key.removeprefix("ensemble___").split("___")[:2]
-        )
-        for key in results
-    }
+    short = {key: " + ".join(configurations_of(key)) for key in results}
     pairs = [key for key in results if key.startswith("ensemble___")]
     return {
         "configurations": {short[key]: results[key] for key in results if key not in pairs},

@@ -116,14 +116,14 @@ class Suite:
         write_atomically(folder / f"{SMALL_PLANS}.json", json.dumps(small(plans), indent=4))
         done.touch()
 
-    def train(self, datasets: Sequence[int]) -> bool:
-        """Preprocess and train what is missing; whether all of it succeeded."""
+    def train(self, datasets: Sequence[int]) -> None:
+        """Preprocess and train what is missing; what fails is seen by what it did not leave."""
         command = [sys.executable, "-m", "nnunet_unifiedloss", "sweep", "--npz"]
         command += ["-d", *map(str, datasets), "-c", *CONFIGURATIONS, "-tr", self.trainer]
         command += ["-p", self.plans, "-f", *map(str, self.folds)]
         command += ["-device", self.device, "--jobs", str(self.jobs)]
         print(shlex.join(command), flush=True)
-        return subprocess.run(command, env=self.workspace.environment, check=False).returncode == 0
+        subprocess.run(command, env=self.workspace.environment, check=False)
 
     def find_best(self, dataset: int) -> None:
         """Choose the best model or ensemble, and its postprocessing."""
