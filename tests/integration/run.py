@@ -36,16 +36,43 @@ from integration.suite import (
     Suite,
 )
 from nnunet_unifiedloss import naming
+from nnunet_unifiedloss.cli import _positive
+from nnunet_unifiedloss.commands import termination_as_exception
 from nnunet_unifiedloss.files import write_atomically
 from nnunet_unifiedloss.trainings import read_json, state
 
 TRAINER = "nnUNetTrainerUnifiedFocal_delta0.9_gamma0.1_NoMirroring_lr0.03_5epochs_30iters"
+FAILURES = (StepFailedError, ValueError, OSError)  # of a step; the other data sets go on
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what is due, check everything; 0 if nothing is wrong."""
     arguments = parser().parse_args(argv)
-    suite = Suite(
+    suite = suite_of(arguments)
+    try:
+        check_settings(suite)
+        if naming.loss_of(suite.trainer):
+            naming.parse(suite.trainer)  # better now than after the preprocessing
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    try:
+        with termination_as_exception():
+            failures = {} if arguments.check_only else run(suite, arguments.datasets)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    outcomes = [
+        look(suite, dataset, learns=not arguments.untrained) for dataset in arguments.datasets
+    ]
+    for outcome in outcomes:
+        outcome["problems"] = failures.get(outcome["dataset"], []) + outcome["problems"]
+    report(suite, outcomes)
+    return 1 if any(outcome["problems"] for outcome in outcomes) else 0
+
+
+def suite_of(arguments: argparse.Namespace) -> Suite:
+    return Suite(
         work=arguments.work.resolve(),
         source=arguments.data.resolve(),
         trainer=arguments.trainer,
@@ -56,21 +83,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         device=arguments.device,
         jobs=arguments.jobs,
     )
-    try:
-        check_settings(suite)
-        if naming.loss_of(suite.trainer):
-            naming.parse(suite.trainer)  # better now than after the preprocessing
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    failures = {} if arguments.check_only else run(suite, arguments.datasets)
-    outcomes = [
-        look(suite, dataset, learns=not arguments.untrained) for dataset in arguments.datasets
-    ]
-    for outcome in outcomes:
-        outcome["problems"] = failures.get(outcome["dataset"], []) + outcome["problems"]
-    report(suite, outcomes)
-    return 1 if any(outcome["problems"] for outcome in outcomes) else 0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -84,10 +96,16 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--datasets", type=int, nargs="+", choices=DATASETS, default=list(DATASETS))
     add("--folds", type=int, nargs="+", choices=range(5), default=list(range(5)))
-    add("--cases", type=int, metavar="N", help="take only the first N cases (default: all)")
-    add("--test-cases", type=int, metavar="N", default=10, help="of them held out (default: 10)")
+    add("--cases", type=_positive, metavar="N", help="take only the first N cases (default: all)")
+    add(
+        "--test-cases",
+        type=_positive,
+        metavar="N",
+        default=10,
+        help="of them held out (default: 10)",
+    )
     add("-device", choices=("cpu", "cuda"), default="cpu", help="(default: cpu)")
-    add("--jobs", type=int, metavar="N", default=1, help="trainings at a time (default: 1)")
+    add("--jobs", type=_positive, metavar="N", default=1, help="trainings at a time (default: 1)")
     add("--untrained", action="store_true", help="trainings too short to learn: any Dice will do")
     add("--check-only", action="store_true", help="run nothing, check what is there")
     return parsed
@@ -119,7 +137,7 @@ def run(suite: Suite, datasets: list[int]) -> dict[str, list[str]]:
         try:
             suite.prepare(dataset)
             ready.append(dataset)
-        except StepFailedError as error:
+        except FAILURES as error:
             failures[DATASETS[dataset]] = [str(error)]
     if ready:
         suite.train(ready)
@@ -131,7 +149,7 @@ def run(suite: Suite, datasets: list[int]) -> dict[str, list[str]]:
         try:
             suite.find_best(dataset)
             suite.predict(dataset)
-        except StepFailedError as error:
+        except FAILURES as error:
             failures[DATASETS[dataset]] = [str(error)]
     return failures
 
