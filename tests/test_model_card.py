@@ -38,7 +38,9 @@ def test_what_a_reader_wants_to_know(results):
         "- Patch: 16 × 24 × 20, normalisation: ZScoreNormalization",
         "num_epochs 2",
         f"-d {DATASET} -c 3d_fullres -f 0 -tr {TRAINER} -p nnUNetPlans",
+        "over the cases whose reference or prediction has the label:",
         "| hippocampus (1, 2) | 4 | 0.650 (",
+        "| anterior 1 | 3 | 0.400 (",
     ):
         assert expected in text, expected
     assert text.count("(to be filled in:") == 3

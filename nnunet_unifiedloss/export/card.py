@@ -166,8 +166,8 @@ def _metrics(model: Model) -> str:
         for name, value in model.read("dataset.json")["labels"].items()
     }
     lines = [
-        f"Cross-validation, folds {', '.join(folds)}, mean over the cases and "
-        f"{CONFIDENCE:.0%} interval (percentile bootstrap over cases):",
+        f"Cross-validation, folds {', '.join(folds)}, mean and {CONFIDENCE:.0%} interval "
+        "(percentile bootstrap) over the cases whose reference or prediction has the label:",
         "",
         f"| label or region | cases | {' | '.join(METRICS)} |",
         "| --- | --- |" + " --- |" * len(METRICS),
