@@ -423,7 +423,11 @@ def test_checkpoints_may_have_any_name(results):
 def test_the_target_must_be_a_file_in_a_folder(results, tmp_path):
     write_model(results)
     models = select_models(results, DATASET, ["2d"], trainer=TRAINER, folds=["0"])
-    for target in (tmp_path, tmp_path / "missing" / "model.zip", Path(os.devnull)):
+    targets = [tmp_path, tmp_path / "missing" / "model.zip"]
+    if hasattr(os, "mkfifo"):
+        targets.append(tmp_path / "pipe")
+        os.mkfifo(targets[-1])
+    for target in targets:
         with pytest.raises(ValueError, match=r"-o .*: expected a file in a folder"):
             export_models(models, target)
 
