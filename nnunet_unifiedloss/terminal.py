@@ -1,4 +1,4 @@
-"""What fits on the user's terminal."""
+"""The user's terminal: a console for it, and what fits on it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,16 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 UNLIMITED_WIDTH = 1000
+
+
+def make_console() -> Console:
+    """A console for stdout, as wide as need be where no terminal sets its width."""
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = UNLIMITED_WIDTH
+    return console
 
 
 def fits(console: Console, table: Table) -> bool:

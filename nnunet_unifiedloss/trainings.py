@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 __all__ = [
+    "DEFAULT_FOLDS",
+    "DEFAULT_PLANS",
     "FOLDERS",
     "State",
     "Training",
@@ -29,6 +31,10 @@ __all__ = [
     "validation_dice",
     "whole_and_broken_checkpoints",
 ]
+
+# what nnU-Net's commands take where nothing is said, and its cross-validation
+DEFAULT_PLANS = "nnUNetPlans"
+DEFAULT_FOLDS = ("0", "1", "2", "3", "4")
 
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 # in the order in which nnU-Net's --c looks for one to continue from

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_unifiedloss import __version__, demo, discovery, doctor, naming
+from nnunet_unifiedloss import __version__, discovery, doctor, naming
 from nnunet_unifiedloss.cli import main
+from nnunet_unifiedloss.demo import run as demo_run
 from nnunet_unifiedloss.discovery import DiscoveryError, InstallResult
 from nnunet_unifiedloss.doctor import Finding
 
@@ -218,7 +219,9 @@ def test_doctor_json(monkeypatch, capsys):
 )
 def test_demo_hands_its_arguments_on(monkeypatch, arguments, folder, epochs, device):
     calls = []
-    monkeypatch.setattr(demo, "run_demo", lambda *args, **keywords: calls.append((args, keywords)))
+    monkeypatch.setattr(
+        demo_run, "run_demo", lambda *args, **keywords: calls.append((args, keywords))
+    )
     assert main(["demo", *arguments]) == 0
     ((positional, keywords),) = calls
     assert positional == (Path(folder),)

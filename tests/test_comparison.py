@@ -12,11 +12,11 @@ import scikit_posthocs
 from matplotlib.axes import Axes
 from scipy import stats
 
-from nnunet_unifiedloss import plots
-from nnunet_unifiedloss.analysis import ALL_LABELS, Settings, difference_table
-from nnunet_unifiedloss.comparison import analyse, compare
-from nnunet_unifiedloss.results import COLUMNS, Results
-from nnunet_unifiedloss.verdict import caveats, short_names, verdict
+from nnunet_unifiedloss.compare import plots
+from nnunet_unifiedloss.compare.analysis import ALL_LABELS, Settings, difference_table
+from nnunet_unifiedloss.compare.comparison import analyse, compare
+from nnunet_unifiedloss.compare.results import COLUMNS, Results
+from nnunet_unifiedloss.compare.verdict import caveats, short_names, verdict
 
 BASELINE = "nnUNetTrainer"
 

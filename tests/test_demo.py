@@ -25,8 +25,8 @@ import SimpleITK as sitk
 from matplotlib.image import imread
 from rich.console import Console
 
-from nnunet_unifiedloss import demo, demo_commands, phantom
-from nnunet_unifiedloss.demo_result import as_rich_table, dice_score, dice_table, draw_predictions
+from nnunet_unifiedloss.demo import commands, phantom, run
+from nnunet_unifiedloss.demo.result import as_rich_table, dice_score, dice_table, draw_predictions
 
 NETWORK = {
     "n_stages": 4,
@@ -150,7 +150,7 @@ def test_dataset_that_is_not_whole_is_an_error(tmp_path):
 def test_baselines_are_nnunets_own_trainers():
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-    baselines = demo.baseline_trainers()
+    baselines = run.baseline_trainers()
     assert baselines[1] == "nnUNetTrainer_1epoch"
     assert baselines[5] == "nnUNetTrainer_5epochs"
     assert list(baselines) == sorted(baselines)
@@ -161,7 +161,7 @@ def test_baselines_are_nnunets_own_trainers():
 @pytest.mark.parametrize("epochs", [0, -5, 3])
 def test_epochs_without_a_baseline_are_refused(tmp_path, console, epochs):
     with pytest.raises(ValueError, match=rf"epochs is {epochs}, .* 1, 5, 10, .*; choose one"):
-        demo.run_demo(tmp_path / "demo", epochs=epochs, console=console)
+        run.run_demo(tmp_path / "demo", epochs=epochs, console=console)
     assert not (tmp_path / "demo").exists()
 
 
@@ -170,33 +170,33 @@ def test_unknown_devices_are_refused(tmp_path, console, device):
     with pytest.raises(
         ValueError, match=f"device is {device!r}, but must be one of cuda, mps, cpu"
     ):
-        demo.run_demo(tmp_path / "demo", device=device, console=console)
+        run.run_demo(tmp_path / "demo", device=device, console=console)
     assert not (tmp_path / "demo").exists()
 
 
 def test_absent_gpu_is_refused(tmp_path, console, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ValueError, match="no CUDA device; use cpu instead"):
-        demo.run_demo(tmp_path / "demo", device="cuda", console=console)
+        run.run_demo(tmp_path / "demo", device="cuda", console=console)
 
 
 def test_folders_of_others_are_refused_and_left_alone(tmp_path, console):
     (tmp_path / "thesis.tex").write_text("final")
     with pytest.raises(ValueError, match="is not empty and not from an earlier demo"):
-        demo.run_demo(tmp_path, console=console)
+        run.run_demo(tmp_path, console=console)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_files_are_refused_as_folder(tmp_path, console):
     (tmp_path / "demo").write_text("")
     with pytest.raises(ValueError, match=r"demo cannot be used \(File exists\)"):
-        demo.run_demo(tmp_path / "demo", console=console)
+        run.run_demo(tmp_path / "demo", console=console)
 
 
 def test_demos_of_other_versions_are_refused(tmp_path, console):
-    (tmp_path / demo.MARKER).write_text('{"format": 0}\n')
+    (tmp_path / run.MARKER).write_text('{"format": 0}\n')
     with pytest.raises(ValueError, match="another version of nnunet-unifiedloss"):
-        demo.run_demo(tmp_path, console=console)
+        run.run_demo(tmp_path, console=console)
 
 
 # The steps, with something quick in nnU-Net's place
@@ -257,15 +257,15 @@ class FakeNnunet:
 @pytest.fixture
 def nnunet(tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> FakeNnunet:
     fake = FakeNnunet(tmp_path / "demo")
-    monkeypatch.setattr(demo, "run_command", fake)
+    monkeypatch.setattr(run, "run_command", fake)
     fake.folder.mkdir()
-    (fake.folder / demo.MARKER).write_text(demo.MARKER_TEXT)
+    (fake.folder / run.MARKER).write_text(run.MARKER_TEXT)
     shutil.copytree(dataset, fake.folder / "nnUNet_raw" / phantom.DATASET_NAME)
     return fake
 
 
 def test_demo_runs_the_commands_that_it_prints(nnunet, console):
-    result = demo.run_demo(nnunet.folder, console=console)
+    result = run.run_demo(nnunet.folder, console=console)
     text = printed(console)
     assert [shlex.split(command)[0] for command in nnunet.commands] == [
         "nnUNetv2_plan_and_preprocess",
@@ -286,7 +286,7 @@ def test_demo_runs_the_commands_that_it_prints(nnunet, console):
 
 
 def test_demo_adds_a_small_configuration_to_the_plans(nnunet, console):
-    demo.run_demo(nnunet.folder, console=console)
+    run.run_demo(nnunet.folder, console=console)
     path = nnunet.folder / "nnUNet_preprocessed" / phantom.DATASET_NAME / "nnUNetPlans.json"
     plans = json.loads(path.read_text())
     small = plans["configurations"].pop("3d_demo")
@@ -302,17 +302,17 @@ def test_demo_adds_a_small_configuration_to_the_plans(nnunet, console):
 
 
 def test_finished_demo_repeats_nothing(nnunet, console):
-    demo.run_demo(nnunet.folder, console=console)
+    run.run_demo(nnunet.folder, console=console)
     nnunet.commands.clear()
-    demo.run_demo(nnunet.folder, console=console)
+    run.run_demo(nnunet.folder, console=console)
     assert nnunet.commands == []
     assert printed(console).count("done before, skipped") == 5
 
 
 def test_other_epochs_are_trained_beside(nnunet, console):
-    demo.run_demo(nnunet.folder, console=console)
+    run.run_demo(nnunet.folder, console=console)
     nnunet.commands.clear()
-    result = demo.run_demo(nnunet.folder, epochs=1, console=console)
+    result = run.run_demo(nnunet.folder, epochs=1, console=console)
     assert len(nnunet.commands) == 4
     assert {"nnUNetTrainer_1epoch", "nnUNetTrainerUnifiedFocal_1epochs"} < set(result.dice)
     assert nnunet.output(BASELINE).is_dir()
@@ -321,24 +321,24 @@ def test_other_epochs_are_trained_beside(nnunet, console):
 def test_interrupted_training_goes_on(nnunet, console):
     nnunet.interrupt_at = OURS
     with pytest.raises(KeyboardInterrupt):
-        demo.run_demo(nnunet.folder, console=console)
+        run.run_demo(nnunet.folder, console=console)
     nnunet.interrupt_at = ""
     nnunet.commands.clear()
-    demo.run_demo(nnunet.folder, console=console)
+    run.run_demo(nnunet.folder, console=console)
     assert nnunet.commands[0] == f"nnUNetv2_train 900 3d_demo 0 -tr {OURS} -device cpu --c"
     assert len(nnunet.commands) == 3
 
 
 def test_training_without_validation_is_only_validated(nnunet, console):
     nnunet.checkpoint(BASELINE, "final")
-    demo.run_demo(nnunet.folder, console=console)
+    run.run_demo(nnunet.folder, console=console)
     assert nnunet.commands[1].endswith(f"-tr {BASELINE} -device cpu --val")
 
 
 def test_checkpoints_cut_off_are_not_continued(nnunet, console):
     broken = nnunet.checkpoint(BASELINE, "best")
     broken.write_bytes(broken.read_bytes()[:-10])
-    demo.run_demo(nnunet.folder, console=console)
+    run.run_demo(nnunet.folder, console=console)
     assert nnunet.commands[1].endswith(f"-tr {BASELINE} -device cpu")
 
 
@@ -348,13 +348,13 @@ def test_preprocessing_cut_off_is_repeated(nnunet, console):
     for content in (json.dumps(PLANS), '{"configurations": {"3d_'):
         plans.write_text(content)
         nnunet.commands.clear()
-        demo.run_demo(nnunet.folder, console=console)
+        run.run_demo(nnunet.folder, console=console)
         assert nnunet.commands[0].startswith("nnUNetv2_plan_and_preprocess -d 900")
 
 
 @pytest.mark.parametrize("harm", ["missing", "cut off", "older than the model"])
 def test_unusable_predictions_are_repeated(nnunet, console, harm):
-    demo.run_demo(nnunet.folder, console=console)
+    run.run_demo(nnunet.folder, console=console)
     prediction = sorted((nnunet.folder / "predictions" / OURS).glob("*.nii.gz"))[-1]
     if harm == "missing":
         prediction.unlink()
@@ -363,14 +363,14 @@ def test_unusable_predictions_are_repeated(nnunet, console, harm):
     else:
         os.utime(prediction, (0, 0))
     nnunet.commands.clear()
-    demo.run_demo(nnunet.folder, console=console)
+    run.run_demo(nnunet.folder, console=console)
     assert len(nnunet.commands) == 1
 
 
 def test_step_without_results_is_an_error(nnunet, console, monkeypatch):
     monkeypatch.setattr(nnunet, "train", lambda _: None)
     with pytest.raises(RuntimeError, match=r"(?s)nnUNetv2_train .*ended without its results.*log"):
-        demo.run_demo(nnunet.folder, console=console)
+        run.run_demo(nnunet.folder, console=console)
 
 
 # Running a command
@@ -379,7 +379,7 @@ def test_step_without_results_is_an_error(nnunet, console, monkeypatch):
 def run_python(code: str, log: Path, console: Console, *, epochs: int | None = None) -> None:
     settings = {"DEMO_TEST": "set"}
     command = ["python", "-c", code]
-    demo_commands.run_command(
+    commands.run_command(
         command, log, settings=settings, title="title", epochs=epochs, console=console
     )
 
@@ -427,7 +427,7 @@ def test_first_error_is_named(tmp_path, console):
 
 def test_absent_command_is_explained(tmp_path, console):
     with pytest.raises(RuntimeError, match=r"nnUNetv2_none is neither in .* pip install nnunetv2"):
-        demo_commands.run_command(
+        commands.run_command(
             ["nnUNetv2_none"], tmp_path / "log", settings={}, title="title", console=console
         )
 

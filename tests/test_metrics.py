@@ -10,7 +10,12 @@ import pytest
 import SimpleITK as sitk
 from results_folder import ball
 
-from nnunet_unifiedloss.metrics import METRICS, Structure, counts_to_metrics, structure_metrics
+from nnunet_unifiedloss.compare.metrics import (
+    METRICS,
+    Structure,
+    counts_to_metrics,
+    structure_metrics,
+)
 
 
 def measure(reference, prediction, spacing, tolerance=1.0, ignored=None):

@@ -15,12 +15,13 @@ import pandas as pd
 import pytest
 from results_folder import TWO_LABELS, ResultsFolder, lesions, shifted
 
-from nnunet_unifiedloss import report
-from nnunet_unifiedloss.analysis import ALL_LABELS
 from nnunet_unifiedloss.cli import main
-from nnunet_unifiedloss.comparison import Comparison, compare
-from nnunet_unifiedloss.plots import plot_worst_case
-from nnunet_unifiedloss.report import as_json, write_report
+from nnunet_unifiedloss.compare import report
+from nnunet_unifiedloss.compare.analysis import ALL_LABELS
+from nnunet_unifiedloss.compare.comparison import Comparison, compare
+from nnunet_unifiedloss.compare.plots import plot_worst_case
+from nnunet_unifiedloss.compare.report import write_report
+from nnunet_unifiedloss.compare.tables import TABLES, as_json
 
 FILES = ["cases.csv", "figures", "report.html", "summary.csv", "summary.md", "summary.tex"]
 TRAINERS = {"nnUNetTrainer": 2, "nnUNetTrainerDice": 1, "nnUNetTrainerUnifiedFocal_delta0.7": 0}
@@ -220,7 +221,7 @@ def test_json_has_every_table(comparison):
     content = json.loads(as_json(comparison))
     assert content["methods"] == comparison.methods
     assert content["settings"]["baseline"] == "nnUNetTrainer"
-    for name in report.TABLES:
+    for name in TABLES:
         assert len(content[name]) == len(getattr(comparison, name))
 
 

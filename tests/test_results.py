@@ -14,9 +14,9 @@ import pytest
 import results_folder
 from results_folder import PLAIN, REGIONS, TWO_LABELS, ResultsFolder, ball, lesions, shifted
 
-from nnunet_unifiedloss import measurement
-from nnunet_unifiedloss.metrics import METRICS, Structure, structure_metrics
-from nnunet_unifiedloss.results import COLUMNS, collect, select_trainings
+from nnunet_unifiedloss.compare import measurement
+from nnunet_unifiedloss.compare.metrics import METRICS, Structure, structure_metrics
+from nnunet_unifiedloss.compare.results import COLUMNS, collect, select_trainings
 
 
 @pytest.fixture

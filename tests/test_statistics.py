@@ -9,7 +9,7 @@ import pytest
 import scikit_posthocs
 from scipy import stats
 
-from nnunet_unifiedloss.statistics import (
+from nnunet_unifiedloss.compare.statistics import (
     FEWEST_PAIRS,
     Resamples,
     complete,

@@ -18,8 +18,9 @@ import pytest
 from fake_nnunet import DATASET, EPOCHS, FILE, epochs_trained, finish, make_folders
 from rich.console import Console
 
-from nnunet_unifiedloss import cli_sweep, discovery
+from nnunet_unifiedloss import discovery
 from nnunet_unifiedloss.cli import main
+from nnunet_unifiedloss.cli import sweep as cli_sweep
 from nnunet_unifiedloss.sweep import local, look_at_all, plan_jobs
 from nnunet_unifiedloss.sweep.attempts import begin, last_attempt
 from nnunet_unifiedloss.sweep.display import Display

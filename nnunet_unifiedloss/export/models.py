@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_unifiedloss.trainings import Training, find_trainings, read_json
+from nnunet_unifiedloss.trainings import (
+    DEFAULT_FOLDS,
+    DEFAULT_PLANS,
+    Training,
+    find_trainings,
+    read_json,
+)
 
 REQUIRED = ("plans.json", "dataset.json")
 
@@ -67,8 +73,8 @@ def select_models(
     configurations: Sequence[str],
     *,
     trainer: str,
-    plans: str = "nnUNetPlans",
-    folds: Sequence[str] = ("0", "1", "2", "3", "4"),
+    plans: str = DEFAULT_PLANS,
+    folds: Sequence[str] = DEFAULT_FOLDS,
     checkpoints: Sequence[str] = ("checkpoint_final.pth",),
 ) -> list[Model]:
     """Find what to export; the first stage of a cascade comes along with the second.

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from nnunet_unifiedloss.sweep.plans import Plans, planner_of
 from nnunet_unifiedloss.trainings import (
+    DEFAULT_PLANS,
     Training,
     nnunet_folder,
     resume_flags,
@@ -21,7 +22,6 @@ from nnunet_unifiedloss.trainings import (
 
 # Locks and logs of the sweep, beside nnU-Net's data sets, which it recognises by their names.
 RECORDS = "unifiedloss_sweep"
-DEFAULT_PLANS = "nnUNetPlans"
 
 
 class Job(ABC):

@@ -6,11 +6,9 @@ import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-from nnunet_unifiedloss.sweep.jobs import DEFAULT_PLANS, Job, Preparation, TrainingJob, plans_of
+from nnunet_unifiedloss.sweep.jobs import Job, Preparation, TrainingJob, plans_of
 from nnunet_unifiedloss.sweep.plans import STANDARD_CONFIGURATIONS, planner_of
-from nnunet_unifiedloss.trainings import Training, nnunet_folder
-
-DEFAULT_FOLDS = 5
+from nnunet_unifiedloss.trainings import DEFAULT_FOLDS, DEFAULT_PLANS, Training, nnunet_folder
 
 
 def plan_jobs(
@@ -68,7 +66,7 @@ def _jobs(
     preparation = Preparation(dataset, identifier, wanted)
     due = () if preparation.is_done() else (preparation,)
     yield from due
-    all_folds = [str(fold) for fold in range(len(plans.folds() or range(DEFAULT_FOLDS)))]
+    all_folds = [str(fold) for fold in range(len(plans.folds() or DEFAULT_FOLDS))]
     of_stage: dict[tuple[str, str], list[Job]] = defaultdict(list)
     for name, trainer in itertools.product(wanted, trainers):
         cascades = tuple(cascade for cascade, stage in stages.items() if stage == name)

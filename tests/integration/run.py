@@ -36,9 +36,9 @@ from integration.suite import (
     Suite,
 )
 from nnunet_unifiedloss import naming
-from nnunet_unifiedloss.cli import _positive
-from nnunet_unifiedloss.commands import termination_as_exception
+from nnunet_unifiedloss.cli.arguments import positive
 from nnunet_unifiedloss.files import write_atomically
+from nnunet_unifiedloss.processes import termination_as_exception
 from nnunet_unifiedloss.trainings import read_json, state
 
 TRAINER = "nnUNetTrainerUnifiedFocal_delta0.9_gamma0.1_NoMirroring_lr0.03_5epochs_30iters"
@@ -96,16 +96,16 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--datasets", type=int, nargs="+", choices=DATASETS, default=list(DATASETS))
     add("--folds", type=int, nargs="+", choices=range(5), default=list(range(5)))
-    add("--cases", type=_positive, metavar="N", help="take only the first N cases (default: all)")
+    add("--cases", type=positive, metavar="N", help="take only the first N cases (default: all)")
     add(
         "--test-cases",
-        type=_positive,
+        type=positive,
         metavar="N",
         default=10,
         help="of them held out (default: 10)",
     )
     add("-device", choices=("cpu", "cuda"), default="cpu", help="(default: cpu)")
-    add("--jobs", type=_positive, metavar="N", default=1, help="trainings at a time (default: 1)")
+    add("--jobs", type=positive, metavar="N", default=1, help="trainings at a time (default: 1)")
     add("--untrained", action="store_true", help="trainings too short to learn: any Dice will do")
     add("--check-only", action="store_true", help="run nothing, check what is there")
     return parsed

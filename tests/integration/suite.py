@@ -19,8 +19,8 @@ from typing import Any
 
 from nnunet_workspace import Workspace
 
-from nnunet_unifiedloss.commands import console_script
 from nnunet_unifiedloss.files import write_atomically
+from nnunet_unifiedloss.processes import console_script
 from nnunet_unifiedloss.trainings import Training, read_json
 
 SOURCE = "Dataset004_Hippocampus"

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from rich.table import Table
 
-from nnunet_unifiedloss.phantom import LABELS, REGIONS, PhantomCase
+from nnunet_unifiedloss.demo.phantom import LABELS, REGIONS, PhantomCase
 
 __all__ = ["as_rich_table", "dice_score", "dice_table", "draw_predictions"]
 

@@ -13,12 +13,12 @@ from matplotlib.colors import to_hex
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogFormatter
 
-from nnunet_unifiedloss.analysis import ALL_LABELS
-from nnunet_unifiedloss.comparison import Comparison
-from nnunet_unifiedloss.metrics import METRICS
-from nnunet_unifiedloss.slices import worst_case_picture
-from nnunet_unifiedloss.statistics import FEWEST_PAIRS, LEVEL, ranks
-from nnunet_unifiedloss.verdict import describe_metric, short_names
+from nnunet_unifiedloss.compare.analysis import ALL_LABELS
+from nnunet_unifiedloss.compare.comparison import Comparison
+from nnunet_unifiedloss.compare.metrics import METRICS
+from nnunet_unifiedloss.compare.slices import worst_case_picture
+from nnunet_unifiedloss.compare.statistics import FEWEST_PAIRS, LEVEL, ranks
+from nnunet_unifiedloss.compare.verdict import describe_metric, short_names
 
 __all__ = [
     "plot_cases",

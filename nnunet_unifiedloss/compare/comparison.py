@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from nnunet_unifiedloss.analysis import (
+from nnunet_unifiedloss.compare.analysis import (
     ALL_LABELS,
     Settings,
     difference_table,
@@ -20,16 +20,17 @@ from nnunet_unifiedloss.analysis import (
     size_tables,
     summary_table,
 )
-from nnunet_unifiedloss.curves import training_curves
-from nnunet_unifiedloss.measurement import Progress
-from nnunet_unifiedloss.metrics import METRICS
-from nnunet_unifiedloss.naming import loss_of
-from nnunet_unifiedloss.results import (
+from nnunet_unifiedloss.compare.curves import training_curves
+from nnunet_unifiedloss.compare.measurement import Progress
+from nnunet_unifiedloss.compare.metrics import METRICS
+from nnunet_unifiedloss.compare.results import (
     REFERENCE_VOLUME,
     Results,
     collect,
     select_trainings,
 )
+from nnunet_unifiedloss.naming import loss_of
+from nnunet_unifiedloss.trainings import DEFAULT_PLANS
 
 __all__ = ["Comparison", "analyse", "compare"]
 
@@ -125,7 +126,7 @@ def compare(
     configurations: Sequence[str] = ("3d_fullres",),
     *,
     trainers: Sequence[str] | None = None,
-    plans: Sequence[str] = ("nnUNetPlans",),
+    plans: Sequence[str] = (DEFAULT_PLANS,),
     folds: Sequence[str | int] = (0, 1, 2, 3, 4),
     baseline: str | None = None,
     metrics: Sequence[str] | None = None,
@@ -145,7 +146,7 @@ def compare(
         folds: 0 to 4, or ``all``.
         baseline: The trainer that the others are compared with; by default ``nnUNetTrainer``, else
             another one of nnU-Net's own, else the first.
-        metrics: Names of :data:`~nnunet_unifiedloss.metrics.METRICS`, the one to rank by first;
+        metrics: Names of :data:`~.metrics.METRICS`, the one to rank by first;
             all of them, ranked by Dice, if None.
         tolerance: Of the normalised surface distance in mm; the largest spacing of each image if
             None.
@@ -203,7 +204,7 @@ def analyse(
     """The statistics of collected results.
 
     Args:
-        results: From :func:`~nnunet_unifiedloss.results.collect`, or any table of that form.
+        results: From :func:`~.results.collect`, or any table of that form.
         baseline: As in :func:`compare`, like what follows.
         metrics: Metrics to compare.
         strict: Refuse to leave out a case.

@@ -1,12 +1,11 @@
-"""The commands ``nnunet-unifiedloss export`` and ``verify``: parse, call the library, print.
-
-Imports are inside the functions, as in :mod:`nnunet_unifiedloss.cli`.
-"""
+"""The commands ``export`` and ``verify``."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+
+from nnunet_unifiedloss.trainings import DEFAULT_FOLDS, DEFAULT_PLANS
 
 _STARTING = "Starting (imports PyTorch and nnU-Net)"
 
@@ -17,9 +16,14 @@ def add_export_arguments(command: argparse.ArgumentParser) -> None:
     option("-d", metavar="DATASET", required=True, help="number or name of the data set")
     option("-c", metavar="NAME", nargs="+", required=True, help="configurations, as 2d 3d_fullres")
     option("-tr", metavar="TRAINER", required=True, help="name of the trainer")
-    option("-p", metavar="PLANS", default="nnUNetPlans", help="(default: %(default)s)")
-    folds = ("0", "1", "2", "3", "4")
-    option("-f", metavar="FOLD", nargs="+", default=folds, help="folds, or all (default: 0 to 4)")
+    option("-p", metavar="PLANS", default=DEFAULT_PLANS, help="(default: %(default)s)")
+    option(
+        "-f",
+        metavar="FOLD",
+        nargs="+",
+        default=DEFAULT_FOLDS,
+        help="folds, or all (default: 0 to 4)",
+    )
     final = ("checkpoint_final.pth",)
     option("-chk", metavar="FILE", nargs="+", default=final, help="(default: checkpoint_final.pth)")
     option("-o", metavar="FILE", required=True, type=Path, help="the zip archive to write")
@@ -35,15 +39,20 @@ def add_export_arguments(command: argparse.ArgumentParser) -> None:
     option("--no-verify", action="store_true", help="do not run the exported model to compare")
 
 
+def add_verify_arguments(command: argparse.ArgumentParser) -> None:
+    """The flags of verify."""
+    command.add_argument("archive", metavar="FILE", type=Path, help="the zip archive")
+
+
 def run_export(arguments: argparse.Namespace) -> int:
     """Write the archive, print its model card."""
-    from nnunet_unifiedloss.cli import _console
-    from nnunet_unifiedloss.commands import termination_as_exception
+    from nnunet_unifiedloss.processes import termination_as_exception
+    from nnunet_unifiedloss.terminal import make_console
     from nnunet_unifiedloss.trainings import dataset_name, nnunet_folder
 
     results, dataset = nnunet_folder("nnUNet_results"), dataset_name(arguments.d)
     notes = None if arguments.notes is None else _text("--notes", arguments.notes)
-    console = _console()
+    console = make_console()
     # a signal to end is to remove the draft of the archive, as Ctrl-C does
     with termination_as_exception(), console.status(_STARTING) as status:
         from nnunet_unifiedloss.export import ExportOptions, export_models, select_models
@@ -72,9 +81,9 @@ def run_export(arguments: argparse.Namespace) -> int:
 
 def run_verify(arguments: argparse.Namespace) -> int:
     """Check an archive."""
-    from nnunet_unifiedloss.cli import _console
+    from nnunet_unifiedloss.terminal import make_console
 
-    console = _console()
+    console = make_console()
     with console.status(_STARTING) as status:
         from nnunet_unifiedloss.export import verify
 

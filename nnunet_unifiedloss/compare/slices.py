@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.colors import to_rgb
 
-from nnunet_unifiedloss.comparison import Comparison
-from nnunet_unifiedloss.measurement import LabelImage, read_label_image
-from nnunet_unifiedloss.metrics import METRICS
-from nnunet_unifiedloss.results import first_existing, read_labels, reference_folders
+from nnunet_unifiedloss.compare.comparison import Comparison
+from nnunet_unifiedloss.compare.measurement import LabelImage, read_label_image
+from nnunet_unifiedloss.compare.metrics import METRICS
+from nnunet_unifiedloss.compare.validation import first_existing, read_labels, reference_folders
 from nnunet_unifiedloss.trainings import Training, nnunet_folder, read_json
 
 __all__ = ["Picture", "worst_case_picture"]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,14 +10,15 @@ from typing import Any
 
 import pandas as pd
 
-from nnunet_unifiedloss.measurement import Labels, MeasuredCase, Progress, Segmentation, measure
-from nnunet_unifiedloss.metrics import COUNTS, counts_to_metrics
+from nnunet_unifiedloss.compare.measurement import MeasuredCase, Progress, measure
+from nnunet_unifiedloss.compare.metrics import COUNTS, counts_to_metrics
+from nnunet_unifiedloss.compare.validation import ValidatedCase, validated_cases
 from nnunet_unifiedloss.trainings import (
+    DEFAULT_PLANS,
     Training,
     dataset_name,
     find_trainings,
     nnunet_folder,
-    read_json,
     read_summary,
     state,
 )
@@ -57,7 +56,7 @@ def select_trainings(
     datasets: Sequence[str | int],
     configurations: Sequence[str],
     trainers: Sequence[str] | None = None,
-    plans: Sequence[str] = ("nnUNetPlans",),
+    plans: Sequence[str] = (DEFAULT_PLANS,),
     folds: Sequence[str | int] = (0, 1, 2, 3, 4),
 ) -> tuple[list[Training], list[str]]:
     """The trainings to compare: finished on every requested fold of every data set.
@@ -151,7 +150,7 @@ def collect(
     """Read and measure the validation results of trainings.
 
     nnU-Net's counts are those of its ``summary.json``; distances and lesions are measured on the
-    segmentations (:func:`~nnunet_unifiedloss.measurement.measure`).
+    segmentations (:func:`~nnunet_unifiedloss.compare.measurement.measure`).
 
     Args:
         trainings: Finished trainings.
@@ -175,7 +174,7 @@ def collect(
     root = nnunet_folder("nnUNet_results")
     several = len({(item.configuration, item.plans) for item in trainings}) > 1
     methods = {item: item.model if several else item.trainer for item in trainings}
-    cases = {training: _validated_cases(training, root) for training in trainings}
+    cases = {training: validated_cases(training, root) for training in trainings}
     segmentations = [case.segmentation for found in cases.values() for case in found]
     measured = measure(segmentations, tolerance=tolerance, processes=processes, progress=progress)
     rows: list[tuple[Any, ...]] = []
@@ -215,96 +214,7 @@ def _check_that_none_is_lost(
             )
 
 
-@dataclass(frozen=True)
-class _ValidatedCase:
-    """One case of a validation: its files and nnU-Net's counts by structure."""
-
-    name: str
-    segmentation: Segmentation
-    counts: dict[str, dict[str, float]]
-    summary: Path
-
-
-def _validated_cases(training: Training, root: Path) -> list[_ValidatedCase]:
-    folder = training.folder(root)
-    path = folder / "validation" / "summary.json"
-    labels, ending = read_labels(folder.parent)
-    by_values = {values: name for name, values in labels.structures.items()}
-    references = reference_folders(training.dataset)
-    cases = []
-    for entry in read_summary(path)["metric_per_case"]:
-        try:
-            name = re.split(r"[/\\]", entry["prediction_file"])[-1].removesuffix(ending)
-            found = {_label_values(key): counts for key, counts in entry["metrics"].items()}
-            complete = all(set(COUNTS) <= set(counts) for counts in found.values())
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"{path}: an entry of metric_per_case is not as nnU-Net writes it "
-                f"({type(error).__name__}: {error}); remedy: nnUNetv2_train … --val writes it again"
-            ) from error
-        if found.keys() != by_values.keys() or not complete:
-            raise ValueError(
-                f"{path}: structures {', '.join(entry['metrics'])} with their counts are not those "
-                f"of {folder.parent / 'dataset.json'}; remedy: nnUNetv2_train … --val writes it "
-                "again"
-            )
-        counts = {by_values[values]: item for values, item in found.items()}
-        reference = first_existing(folder / (name + ending) for folder in references)
-        files = Segmentation(path.with_name(name + ending), reference, labels)
-        cases.append(_ValidatedCase(name, files, counts, path))
-    return cases
-
-
-def read_labels(model: Path) -> tuple[Labels, str]:
-    """The structures of a trained model and the ending of its files."""
-    dataset = _read_model_file(model, "dataset.json", {"labels": dict, "file_ending": str})
-    plans = _read_model_file(model, "plans.json", {"image_reader_writer": str})
-    named = {name: _label_values(value) for name, value in dataset["labels"].items()}
-    ignored = named.pop("ignore", None)
-    structures = {name: values for name, values in named.items() if values != (0,)}
-    labels = Labels(structures, ignored[0] if ignored else None, plans["image_reader_writer"])
-    return labels, dataset["file_ending"]
-
-
-def _read_model_file(model: Path, name: str, needed: Mapping[str, type]) -> dict[str, Any]:
-    path = model / name
-    remedy = "remedy: copy it from nnUNet_preprocessed"
-    if not path.is_file():
-        raise ValueError(
-            f"{path}: there is no such file, though nnU-Net writes it beside every training; "
-            + remedy
-        )
-    content = read_json(path)
-    for key, kind in needed.items():
-        if not isinstance(content, dict) or not isinstance(content.get(key), kind):
-            raise ValueError(f"{path}: has no {key!r}, which nnU-Net writes; {remedy}")
-    return dict(content)
-
-
-def _label_values(label: object) -> tuple[int, ...]:
-    """The values of a label or region, as spelt in ``dataset.json`` or ``summary.json``.
-
-    Example:
-        >>> _label_values("(2, 1)"), _label_values([2, 1]), _label_values(3)
-        ((1, 2), (1, 2), (3,))
-    """
-    return tuple(sorted(int(value) for value in re.findall(r"\d+", str(label))))
-
-
-def reference_folders(dataset: str) -> list[Path]:
-    """Where nnU-Net may have the references of a data set, the best place first."""
-    raw = os.environ.get("nnUNet_raw")
-    folders = [nnunet_folder("nnUNet_preprocessed") / dataset / "gt_segmentations"]
-    return folders + ([Path(raw) / dataset / "labelsTr"] if raw else [])
-
-
-def first_existing(paths: Iterable[Path]) -> Path:
-    """The first path that exists, or else the first."""
-    candidates = list(paths)
-    return next((path for path in candidates if path.is_file()), candidates[0])
-
-
-def _disagreement(case: _ValidatedCase, measured: MeasuredCase) -> str:
+def _disagreement(case: ValidatedCase, measured: MeasuredCase) -> str:
     """Why nnU-Net's counts cannot be those of this segmentation, or nothing."""
     for name, counts in case.counts.items():
         for count in ("TP", "FP", "FN"):
@@ -319,7 +229,7 @@ def _disagreement(case: _ValidatedCase, measured: MeasuredCase) -> str:
 
 
 def _metric_rows(
-    case: _ValidatedCase, measured: MeasuredCase, empty: str
+    case: ValidatedCase, measured: MeasuredCase, empty: str
 ) -> list[tuple[str, str, float]]:
     rows = []
     for name, counts in case.counts.items():

@@ -15,20 +15,20 @@ import torch
 from rich.console import Console
 
 from nnunet_unifiedloss import discovery
-from nnunet_unifiedloss.demo_commands import run_command, say
-from nnunet_unifiedloss.demo_result import as_rich_table, dice_table, draw_predictions
-from nnunet_unifiedloss.demo_steps import (
+from nnunet_unifiedloss.demo.commands import run_command, say
+from nnunet_unifiedloss.demo.phantom import (
+    DATASET_NAME,
+    read_array,
+    read_cases,
+    write_phantom_dataset,
+)
+from nnunet_unifiedloss.demo.result import as_rich_table, dice_table, draw_predictions
+from nnunet_unifiedloss.demo.steps import (
     Step,
     plan_step,
     prediction_folder,
     prediction_step,
     training_step,
-)
-from nnunet_unifiedloss.phantom import (
-    DATASET_NAME,
-    read_array,
-    read_cases,
-    write_phantom_dataset,
 )
 from nnunet_unifiedloss.probe import DEVICES
 

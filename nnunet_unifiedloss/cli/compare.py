@@ -1,7 +1,4 @@
-"""The command ``nnunet-unifiedloss compare``: parses, calls the library, prints.
-
-Imports are inside the functions, as in :mod:`nnunet_unifiedloss.cli`.
-"""
+"""The command ``compare``."""
 
 from __future__ import annotations
 
@@ -11,20 +8,21 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nnunet_unifiedloss.cli.arguments import positive
+from nnunet_unifiedloss.trainings import DEFAULT_FOLDS, DEFAULT_PLANS
+
 if TYPE_CHECKING:
-    from nnunet_unifiedloss.comparison import Comparison
+    from nnunet_unifiedloss.compare.comparison import Comparison
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """The flags of the command: nnU-Net's own, with lists, and those of the statistics."""
-    from nnunet_unifiedloss.cli import _positive
-
     add = command.add_argument
     add("-d", nargs="+", required=True, metavar="ID", help="numbers or names of data sets")
     add("-c", nargs="+", default=["3d_fullres"], metavar="CONFIGURATION", help="(3d_fullres)")
     add("-tr", nargs="+", metavar="TRAINER", help="trainers (default: all that finished)")
-    add("-p", nargs="+", default=["nnUNetPlans"], metavar="PLANS", help="(nnUNetPlans)")
-    add("-f", nargs="+", default=list("01234"), metavar="FOLD", help="folds (0 1 2 3 4)")
+    add("-p", nargs="+", default=[DEFAULT_PLANS], metavar="PLANS", help=f"({DEFAULT_PLANS})")
+    add("-f", nargs="+", default=list(DEFAULT_FOLDS), metavar="FOLD", help="folds (0 1 2 3 4)")
     add("-o", type=Path, metavar="DIR", help="folder for the report; without it, none is written")
     add("--baseline", metavar="TRAINER", help="(default: nnUNetTrainer if it is there)")
     add("--metrics", nargs="+", metavar="METRIC", help="to compare, the one to rank by first (all)")
@@ -37,7 +35,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "out (default: %(default)s)",
     )
     add("--strict", action="store_true", help="refuse to leave out a case")
-    add("-np", type=_positive, default=os.cpu_count() or 1, help="processes (%(default)s)")
+    add("-np", type=positive, default=os.cpu_count() or 1, help="processes (%(default)s)")
     add("--json", action="store_true", help="print all tables as JSON")
 
 
@@ -46,8 +44,9 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress
 
-    from nnunet_unifiedloss.comparison import compare
-    from nnunet_unifiedloss.report import as_json, check_report_folder, write_report
+    from nnunet_unifiedloss.compare.comparison import compare
+    from nnunet_unifiedloss.compare.report import check_report_folder, write_report
+    from nnunet_unifiedloss.compare.tables import as_json
 
     if arguments.o is not None:
         check_report_folder(arguments.o)
@@ -83,11 +82,11 @@ def run(arguments: argparse.Namespace) -> int:
 def _print_comparison(comparison: Comparison, page: Path | None) -> None:
     from rich.table import Table
 
-    from nnunet_unifiedloss.cli import _console
-    from nnunet_unifiedloss.report import ranking_rows
-    from nnunet_unifiedloss.verdict import caveats, verdict
+    from nnunet_unifiedloss.compare.tables import ranking_rows
+    from nnunet_unifiedloss.compare.verdict import caveats, verdict
+    from nnunet_unifiedloss.terminal import make_console
 
-    console = _console()
+    console = make_console()
     primary = comparison.settings.primary
     for dataset in comparison.datasets:
         table = Table(title=f"{dataset}, {primary}", title_justify="left")

@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from nnunet_unifiedloss.comparison import Comparison
-from nnunet_unifiedloss.metrics import METRICS
-from nnunet_unifiedloss.statistics import FEWEST_PAIRS, LEVEL
+from nnunet_unifiedloss.compare.comparison import Comparison
+from nnunet_unifiedloss.compare.metrics import METRICS
+from nnunet_unifiedloss.compare.statistics import FEWEST_PAIRS, LEVEL
 
 __all__ = ["caveats", "format_p", "short_names", "verdict"]
 

@@ -1,7 +1,4 @@
-"""The command ``nnunet-unifiedloss sweep``: parses, calls the library, prints.
-
-Imports are inside the functions, as in :mod:`nnunet_unifiedloss.cli`.
-"""
+"""The command ``sweep``."""
 
 from __future__ import annotations
 
@@ -14,19 +11,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nnunet_unifiedloss.cli.arguments import positive
 from nnunet_unifiedloss.probe import DEVICES
+from nnunet_unifiedloss.trainings import DEFAULT_FOLDS, DEFAULT_PLANS
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from nnunet_unifiedloss.sweep import Job, Status
 
-DEFAULT_FOLDS = ["0", "1", "2", "3", "4"]
-
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """The flags of the command: nnU-Net's own, and those of the launchers."""
-    from nnunet_unifiedloss.cli import _positive
 
     def several(flag: str, text: str, metavar: str, **options: object) -> None:
         command.add_argument(flag, nargs="+", metavar=metavar, help=text, **options)  # type: ignore[arg-type]
@@ -37,11 +33,11 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     several("-p", "plans (default: nnUNetPlans)", "PLANS")
     several("-f", "folds, or all (default: 0 1 2 3 4)", "FOLD", type=_fold)
     command.add_argument("-device", choices=DEVICES, help="(default: that of nnUNetv2_train, cuda)")
-    command.add_argument("-num_gpus", type=_positive, metavar="N", help="GPUs of one training")
+    command.add_argument("-num_gpus", type=positive, metavar="N", help="GPUs of one training")
     command.add_argument("--npz", action="store_true", help="keep probabilities, for ensembles")
     command.add_argument("--launcher", choices=("local", "slurm"), default="local")
     several("--gpus", "GPUs of this computer, one job on each; 0,1 2,3 for -num_gpus 2", "GPU")
-    command.add_argument("--jobs", type=_positive, metavar="N", help="how many jobs run at a time")
+    command.add_argument("--jobs", type=positive, metavar="N", help="how many jobs run at a time")
     several(
         "--slurm", "sbatch's options: partition=gpu time=24:00:00 mem=32G gres=gpu:1", "KEY=VALUE"
     )
@@ -104,7 +100,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _jobs(arguments: argparse.Namespace) -> list[Job]:
     """The matrix; for the status without one, what there is."""
-    from nnunet_unifiedloss.sweep import DEFAULT_PLANS, TrainingJob, plan_jobs
+    from nnunet_unifiedloss.sweep import TrainingJob, plan_jobs
     from nnunet_unifiedloss.trainings import dataset_name, find_trainings, nnunet_folder
 
     datasets = list(dict.fromkeys(dataset_name(name) for name in arguments.d))
@@ -137,16 +133,16 @@ def _training_flags(arguments: argparse.Namespace) -> list[str]:
 
 
 def _show_status(arguments: argparse.Namespace, jobs: Sequence[Job]) -> int:
-    from nnunet_unifiedloss.cli import _console
     from nnunet_unifiedloss.sweep import look_at_all
     from nnunet_unifiedloss.sweep.queue import read_queue
     from nnunet_unifiedloss.sweep.tables import as_json
+    from nnunet_unifiedloss.terminal import make_console
 
     statuses = look_at_all(jobs, read_queue())
     if arguments.json:
         print(json.dumps(as_json(statuses), indent=2))
     else:
-        _print_result(_console(), statuses)
+        _print_result(make_console(), statuses)
     return 0
 
 
@@ -164,16 +160,16 @@ def _show_commands(jobs: Sequence[Job]) -> int:
 
 
 def _launch(arguments: argparse.Namespace, jobs: Sequence[Job]) -> int:
-    from nnunet_unifiedloss.cli import _console
     from nnunet_unifiedloss.discovery import check_found
     from nnunet_unifiedloss.sweep.display import Display
+    from nnunet_unifiedloss.terminal import make_console
 
     check_found(arguments.tr)
     if arguments.compare:  # rather now than after days of training
-        from nnunet_unifiedloss.report import check_report_folder
+        from nnunet_unifiedloss.compare.report import check_report_folder
 
         check_report_folder(Path(arguments.o))
-    console = _console()
+    console = make_console()
     display = Display(console)
     if arguments.launcher == "slurm":
         from nnunet_unifiedloss.sweep.slurm import SlurmSweep
@@ -206,7 +202,7 @@ def _compare(arguments: argparse.Namespace, statuses: Sequence[Status]) -> int:
 
 def _comparisons(arguments: argparse.Namespace, statuses: Sequence[Status]) -> list[list[str]]:
     """One comparison of the trainers for each configuration, on the data sets that have it."""
-    from nnunet_unifiedloss.sweep import DEFAULT_PLANS, TrainingJob
+    from nnunet_unifiedloss.sweep import TrainingJob
 
     datasets: dict[tuple[str, str], dict[str, None]] = {}
     for job in (status.job for status in statuses if status.state == "done"):

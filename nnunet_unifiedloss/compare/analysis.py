@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 from scipy import stats
 
-from nnunet_unifiedloss.metrics import METRICS
-from nnunet_unifiedloss.statistics import (
+from nnunet_unifiedloss.compare.metrics import METRICS
+from nnunet_unifiedloss.compare.statistics import (
     FEWEST_PAIRS,
     Resamples,
     complete,

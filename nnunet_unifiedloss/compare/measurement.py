@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nnunet_unifiedloss.compare.metrics import Structure, structure_metrics
 from nnunet_unifiedloss.files import write_atomically
-from nnunet_unifiedloss.metrics import Structure, structure_metrics
 from nnunet_unifiedloss.trainings import read_json
 
 __all__ = [

@@ -1,0 +1,15 @@
+"""What the commands share: words of the help, types of arguments."""
+
+from __future__ import annotations
+
+import argparse
+
+PROGRAM = "nnunet-unifiedloss"
+EXAMPLE = "nnUNetv2_train DATASET 3d_fullres 0 -tr nnUNetTrainerUnifiedFocal"
+
+
+def positive(text: str) -> int:
+    """A whole number above 0."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text!r}")
+    return int(text)

@@ -1,0 +1,40 @@
+"""The command ``demo``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from nnunet_unifiedloss.cli.arguments import positive
+from nnunet_unifiedloss.probe import DEVICES
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """The flags of the command."""
+    command.add_argument(
+        "-o",
+        metavar="DIR",
+        dest="folder",
+        type=Path,
+        default=Path("unifiedloss-demo"),
+        help="folder for everything that the demo writes (default: %(default)s)",
+    )
+    command.add_argument(
+        "--epochs",
+        metavar="N",
+        type=positive,
+        default=5,
+        help="length of the trainings, one that nnU-Net's own trainer comes with: "
+        "1, 5, 10, 20, 50, 100, … (default: %(default)s)",
+    )
+    command.add_argument("-device", choices=DEVICES, default="cpu", help="(default: %(default)s)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train on the phantom and compare."""
+    from rich.console import Console
+
+    from nnunet_unifiedloss.demo.run import run_demo
+
+    run_demo(arguments.folder, epochs=arguments.epochs, device=arguments.device, console=Console())
+    return 0

@@ -1,0 +1,164 @@
+"""The report of a comparison: one page, tables and figures in a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import math
+import os
+import platform
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import jinja2
+import markupsafe
+
+from nnunet_unifiedloss.compare.comparison import Comparison
+from nnunet_unifiedloss.compare.figures import ReportFigure, report_figures
+from nnunet_unifiedloss.compare.metrics import METRICS
+from nnunet_unifiedloss.compare.tables import (
+    TABLES,
+    as_latex,
+    as_markdown,
+    ranking_rows,
+    summary_with_differences,
+)
+from nnunet_unifiedloss.compare.verdict import caveats, format_p, short_names, verdict
+
+__all__ = ["check_report_folder", "write_report"]
+
+VERSIONS_OF = ("nnunet-unifiedloss", "nnunetv2", "torch", "numpy", "scipy", "pandas", "SimpleITK")
+PAGES = ("cases.csv", "summary.csv", "summary.md", "summary.tex", "report.html")
+LIST_NAME = ".written_by_compare"
+
+
+def write_report(comparison: Comparison, folder: Path, command: str = "") -> Path:
+    """Write the report of a comparison.
+
+    ``report.html`` holds everything in one file; beside it are ``cases.csv`` (every value),
+    ``summary.csv``, ``summary.md``, ``summary.tex`` and ``figures/`` (SVG and PNG). All of it is
+    made before any of it replaces what an earlier report has left.
+
+    Args:
+        comparison: What to report.
+        folder: Where to write; made where it does not exist.
+        command: The command that made it, to be shown.
+
+    Returns:
+        The page.
+
+    Raises:
+        OSError: The folder cannot be written to; an earlier report in it is unchanged.
+    """
+    check_report_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = folder / f".draft-{os.getpid()}"
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        (draft / "figures").mkdir(parents=True)
+        figures = list(report_figures(comparison))
+        names = [f"{figure.name}.{kind}" for figure in figures for kind in ("svg", "png")]
+        (draft / "figures" / LIST_NAME).write_text("\n".join(names), encoding="utf-8")
+        for figure in figures:
+            (draft / "figures" / f"{figure.name}.svg").write_bytes(figure.svg)
+            (draft / "figures" / f"{figure.name}.png").write_bytes(figure.png)
+        comparison.results.table.to_csv(draft / "cases.csv", index=False)
+        summary_with_differences(comparison).to_csv(draft / "summary.csv", index=False)
+        (draft / "summary.md").write_text(as_markdown(comparison), encoding="utf-8")
+        (draft / "summary.tex").write_text(as_latex(comparison), encoding="utf-8")
+        page = _page(comparison, figures, command)
+        (draft / "report.html").write_text(page, encoding="utf-8")
+        _publish(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder / "report.html"
+
+
+def check_report_folder(folder: Path) -> None:
+    """A ValueError where a report cannot be written because something else is in the way."""
+    for place in (*folder.parents, folder, folder / "figures"):
+        if place.exists() and not place.is_dir():
+            raise ValueError(f"{place} is a file, not a folder for a report; remedy: another -o")
+
+
+def _publish(draft: Path, folder: Path) -> None:
+    """Rename what was made into place, the page last; on any trouble put everything back.
+
+    Figures of an earlier report go, known by the list that it left; what else is in the folder
+    stays.
+    """
+    figures = sorted(path.relative_to(draft) for path in (draft / "figures").iterdir())
+    new = [*figures, *(Path(name) for name in PAGES)]
+    written = folder / "figures" / LIST_NAME
+    old = written.read_text(encoding="utf-8").split("\n") if written.is_file() else []
+    stale = [Path("figures", name) for name in old if name and Path("figures", name) not in new]
+    for path in new:
+        if (folder / path).is_dir():
+            raise IsADirectoryError(
+                f"{folder / path} is a folder where the report has a file; remedy: another -o"
+            )
+    (folder / "figures").mkdir(exist_ok=True)
+    earlier = draft / "earlier"
+    (earlier / "figures").mkdir(parents=True)
+    try:
+        for path in [*stale, *new]:
+            if (folder / path).is_file():
+                os.replace(folder / path, earlier / path)
+        for path in new:
+            os.replace(draft / path, folder / path)
+    except BaseException:
+        for path in [*stale, *new]:
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(earlier / path, folder / path)
+        raise
+
+
+def _page(comparison: Comparison, figures: Iterable[ReportFigure], command: str) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("nnunet_unifiedloss.compare"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["p"] = lambda value: format_p(float(value))
+    environment.filters["number"] = _number
+    environment.filters["name"] = _breakable
+    sections: dict[str, list[ReportFigure]] = {}
+    for figure in figures:
+        sections.setdefault(figure.section, []).append(figure)
+    return environment.get_template("report.html.j2").render(
+        comparison=comparison,
+        settings=comparison.settings,
+        verdict=verdict(comparison),
+        caveats=caveats(comparison),
+        names=short_names(comparison.methods),
+        rankings={dataset: ranking_rows(comparison, dataset) for dataset in comparison.datasets},
+        metrics=[METRICS[name] for name in comparison.settings.metrics],
+        tables={name: getattr(comparison, name).to_dict("records") for name in TABLES},
+        figures=sections,
+        tests=int(comparison.differences["p"].notna().sum()),
+        versions=_versions(),
+        command=command,
+    )
+
+
+def _number(value: float) -> str:
+    """A number for a table: three decimals, no sign of a missing one but a dash."""
+    return "–" if value is None or math.isnan(value) else f"{value:.3f}"
+
+
+def _breakable(name: str) -> markupsafe.Markup:
+    """A trainer's name that a browser may break where its parts begin."""
+    return markupsafe.Markup("_<wbr>").join(name.split("_"))
+
+
+def _versions() -> dict[str, str]:
+    found = {"Python": platform.python_version()}
+    for name in VERSIONS_OF:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
