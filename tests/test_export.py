@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import signal
+import sys
 import zipfile
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from nnunetv2.postprocessing.remove_connected_components import (
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from trained_models import DATASET, TRAINER, make_dataset, make_plans, write_model
 
+from nnunet_unifiedloss.cli import main
 from nnunet_unifiedloss.export import (
     ArchiveError,
     ExportOptions,
@@ -181,6 +183,14 @@ def test_missing_files_of_nnunet_do_not_break_it(results):
     assert verify(result.path).checkpoints == 1
 
 
+def test_metrics_of_many_rare_labels_are_no_zip_bomb(results):
+    nothing = dict.fromkeys(("Dice", "IoU"), float("nan")) | dict.fromkeys(("FN", "FP", "TP"), 0)
+    path = write_model(results) / "fold_0" / "validation" / "summary.json"
+    cases = [{"metrics": {str(label): nothing for label in range(1, 118)}}] * 1200
+    path.write_text(json.dumps({"metric_per_case": cases}))
+    assert len(read(export(results), "summary.json")) > 16 * 2**20
+
+
 def test_several_configurations_folds_and_checkpoints(results):
     chosen = ("checkpoint_best.pth", "checkpoint_final.pth")
     for configuration in ("2d", "3d_fullres"):
@@ -235,6 +245,7 @@ def test_postprocessing_and_ensembles_come_along(results):
     assert f"ensembles/{both}/postprocessing.json" in names(result)
     assert not {name for name in names(result) if other in name}
     assert "postprocessing.pkl is left out" in result.card  # it would have called print
+    assert f"-pp_pkl_file {DATASET}/{model}/crossval_results_folds_0/postproc" in result.card
     verify(result.path)
 
 
@@ -247,6 +258,7 @@ def test_an_architecture_that_nnunet_brings_keeps_its_trainer(results):
     result = export(results, trainer=trainer)
     exported = torch.load(io.BytesIO(read(result, ".pth")), weights_only=True)
     assert exported["trainer_name"] == "nnUNetTrainerBN"
+    assert "The network is that of nnUNetTrainerBN (in nnunetv2.training." in result.card
     assert exported["trained_by"] == trainer
 
 
@@ -292,6 +304,17 @@ def test_trainers_with_the_signature_of_earlier_nnunets():
     assert stock_trainer(Early) is Early
 
 
+def test_another_trainer_than_the_folder_says_is_told(results):
+    folder = write_model(results, folds=(0, 1))
+    path = folder / "fold_1" / "checkpoint_final.pth"
+    checkpoint = torch.load(path, weights_only=False)
+    torch.save(checkpoint | {"trainer_name": "nnUNetTrainerDiceLoss"}, path)
+    result = export(results, folds=("0", "1"))
+    assert "fold 1, checkpoint_final.pth: trained by nnUNetTrainerDiceLoss, not by" in result.card
+    assert "whoever predicts needs" not in result.card
+    assert "trained by nnUNet" not in export(results).card
+
+
 def test_a_model_that_was_installed_is_exported_again(results, tmp_path, monkeypatch):
     write_model(results)
     export(results).path.rename(tmp_path / "first.zip")
@@ -335,20 +358,77 @@ def test_what_is_not_there_is_named(results):
         export(results, checkpoints=("checkpoint_best.pth",))
     with pytest.raises(ValueError, match=r"'\.\./x': expected a plain name"):
         export(results, checkpoints=("../x",))
-    (folder / "fold_0" / "checkpoint_final.pth").write_bytes(b"half a checkpoint")
-    with pytest.raises(ValueError, match=r"checkpoint_final.pth: not readable"):
-        export(results)
+    with pytest.raises(ValueError, match=r"-chk x.pt: expected .* ending in .pth"):
+        export(results, checkpoints=("x.pt",))
     (folder / "plans.json").unlink()
     with pytest.raises(ValueError, match=r"plans.json is missing.*remedy"):
         export(results)
     assert list(results.parent.glob("*zip*")) == []
 
 
+class Unknown:
+    """What a checkpoint may hold that no other program can load."""
+
+
+def spoil(checkpoint: dict, way: str) -> None:
+    weights = checkpoint["network_weights"]
+    if way == "compiled":
+        checkpoint["network_weights"] = {f"_orig_mod.{key}": weights[key] for key in weights}
+    elif way == "diverged":
+        for value in weights.values():
+            value.fill_(float("nan"))
+    elif way == "no configuration":
+        del checkpoint["init_args"]["configuration"]
+    else:
+        checkpoint["init_args"]["more"] = Unknown()
+
+
+@pytest.mark.parametrize(
+    ("way", "reason"),
+    [
+        ("compiled", r"folds 0 1: nnU-Net itself cannot run it .*remedy: choose others with -f"),
+        ("diverged", r"folds 0 1: predicts what is not a number, .*remedy: choose others with -f"),
+        ("no configuration", r"fold_1/checkpoint_final.pth: not a checkpoint of nnU-Net"),
+        ("more", r"fold_1/checkpoint_final.pth: init_args.more holds a .*Unknown.*remedy"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_exported_is_named(results, way, reason):
+    path = write_model(results, folds=(0, 1)) / "fold_1" / "checkpoint_final.pth"
+    checkpoint = torch.load(path, weights_only=False)
+    spoil(checkpoint, way)
+    torch.save(checkpoint, path)
+    with pytest.raises(ValueError, match=reason):
+        export(results, folds=("0", "1"))
+    assert list(results.parent.glob("*zip*")) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"cnowhere\nX\n.", b"cos\nnothing\n."])
+def test_a_damaged_checkpoint_is_named(results, content):
+    path = write_model(results) / "fold_0" / "checkpoint_final.pth"
+    whole = path.read_bytes()
+    for damaged in (content, whole[: len(whole) // 2]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"fold_0/checkpoint_final.pth: not readable.*remedy"):
+            export(results)
+
+
+def test_checkpoints_may_have_any_name(results):
+    fold = write_model(results) / "fold_0"
+    odd = ("patch.pth", "file.pth")  # NumPy's argument, and the name of the patch in the sample
+    for name in odd:
+        (fold / name).write_bytes((fold / "checkpoint_final.pth").read_bytes())
+    assert verify(export(results, checkpoints=odd).path).checkpoints == 2
+
+
 def test_the_target_must_be_a_file_in_a_folder(results, tmp_path):
     write_model(results)
     models = select_models(results, DATASET, ["2d"], trainer=TRAINER, folds=["0"])
-    for target in (tmp_path, tmp_path / "missing" / "model.zip"):
-        with pytest.raises(ValueError, match=r"-o .*remedy: mkdir"):
+    targets = [tmp_path, tmp_path / "missing" / "model.zip"]
+    if hasattr(os, "mkfifo"):
+        targets.append(tmp_path / "pipe")
+        os.mkfifo(targets[-1])
+    for target in targets:
+        with pytest.raises(ValueError, match=r"-o .*: expected a file in a folder"):
             export_models(models, target)
 
 
@@ -367,6 +447,20 @@ def test_interrupted_it_leaves_what_was_there(results, moment):
         export_models(models, target, progress=interrupt)
     assert target.read_text() == "an earlier archive"
     assert {path.name for path in results.parent.glob("*")} == {"results", "model.zip"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process without telling it")
+def test_told_to_end_it_leaves_what_was_there(results, monkeypatch):
+    write_model(results)
+    target = results.parent / "model.zip"
+    command = ["export", "-d", "4", "-c", "2d", "-tr", TRAINER, "-f", "0", "-o", str(target)]
+    original = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(bundle, "original_network", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as ended:
+        main(command)
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == original
+    assert list(results.parent.glob("*")) + list(results.parent.glob(".*zip*")) == [results]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a process that can be killed is forked")

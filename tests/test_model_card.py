@@ -38,13 +38,28 @@ def test_what_a_reader_wants_to_know(results):
         "- Patch: 16 × 24 × 20, normalisation: ZScoreNormalization",
         "num_epochs 2",
         f"-d {DATASET} -c 3d_fullres -f 0 -tr {TRAINER} -p nnUNetPlans",
+        "over the cases whose reference or prediction has the label:",
         "| hippocampus (1, 2) | 4 | 0.650 (",
+        "| anterior 1 | 3 | 0.400 (",
     ):
         assert expected in text, expected
     assert text.count("(to be filled in:") == 3
     filled = card(results, "3d_fullres", notes="For research.\n")
     assert "## Intended use and limits\n\nFor research.\n\n## Licence" in filled
     assert "(to be filled in:" not in filled
+
+
+def test_regions_have_their_names(results):
+    folder = write_model(results, "regions")
+    dataset = json.loads((folder / "dataset.json").read_text())
+    dataset["labels"] = {"background": 0, "both": [2, 1], "front": [1]}
+    (folder / "dataset.json").write_text(json.dumps(dataset))
+    path = folder / "fold_0" / "validation" / "summary.json"
+    metrics = {key: {"Dice": 0.5, "IoU": 0.4} for key in ("(2, 1)", "(1,)")}  # as nnU-Net does
+    path.write_text(json.dumps({"metric_per_case": [{"metrics": metrics}]}))
+    text = card(results)
+    assert "| both (2, 1) | 1 | 0.500 | 0.400 |" in text
+    assert "| front (1,) | 1 |" in text
 
 
 def test_what_is_unknown_is_said_to_be(results):
@@ -107,6 +122,9 @@ def test_the_command_prints_card_saving_and_digest(results, tmp_path, capsys):
     assert "Not for clinical use." in out
     assert "% saved" in out
     assert "SHA-256: " in out
+    notes.write_bytes(b"\xff")
+    assert main([*command, "--notes", str(notes)]) == 1
+    assert f"--notes {notes}: not readable as UTF-8" in capsys.readouterr().err
     assert main([*command, "--no-verify"]) == 0
     assert "Not verified (--no-verify)" in capsys.readouterr().out
     assert main(["verify", str(target)]) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import json
@@ -9,6 +10,8 @@ import os
 import pickle
 import re
 import stat
+import struct
+import tracemalloc
 import warnings
 import zipfile
 from pathlib import Path
@@ -25,6 +28,13 @@ from nnunet_unifiedloss.export import ArchiveError, export_models, select_models
 FOLDER = f"{DATASET}/{TRAINER}__nnUNetPlans__2d"
 CHECKPOINT = f"{FOLDER}/fold_0/checkpoint_final.pth"
 MANIFEST = f"{FOLDER}/manifest.json"
+SAMPLE = f"{FOLDER}/sample.npz"
+MODEL = {
+    "folder": FOLDER,
+    "configuration": "2d",
+    "folds": ["0", "1"],
+    "checkpoints": ["checkpoint_final.pth"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +136,11 @@ def test_a_renamed_a_missing_and_an_added_file(content, pack):
         (f"{FOLDER}/./outside.json", r"not a plain path"),
         (f"{FOLDER}\\outside.json", r"not a plain path"),
         (f"{FOLDER}/out\nside.json", r"not a plain path"),
+        (f"{FOLDER}/plans.json:stream.json", r"not a plain path"),
+        (f"{FOLDER}/plans.json/outside.json", r"both a file and a folder"),
+        (f"{FOLDER}/PLANS.json", r"twice in the archive"),
+        ("Dataset005_Other/nnUNetTrainer__nnUNetPlans__2d/plans.json", r"not a file of an export"),
+        (f"{DATASET}/nnUNetTrainer__nnUNetPlans__2d/plans.json", r"not a file of an exported"),
         (FOLDER + "/", r"not a plain path"),
     ],
 )
@@ -140,10 +155,11 @@ def test_a_name_that_hides_its_end(content, pack):
     refused(path, "not a plain path")
 
 
-def test_a_symbolic_link(content, pack):
+@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFBLK])
+def test_a_symbolic_link_or_device(content, pack, kind):
     path = pack(content)
     info = zipfile.ZipInfo(f"{FOLDER}/link.json")
-    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+    info.external_attr = (kind | 0o777) << 16
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(info, "/etc/passwd")
     refused(path, "a symbolic link")
@@ -174,8 +190,7 @@ def test_a_pickle_in_place_of_a_checkpoint(content, pack, tmp_path):
     refused(pack(content | {extra: bare}, forged=True), r"not nnU-Net's postprocessing .*system")
     array = io.BytesIO()
     np.savez(array, patch=np.array([Payload(mark)], dtype=object))
-    sample = f"{FOLDER}/sample.npz"
-    refused(pack(content | {sample: array.getvalue()}, forged=True), "not an array file")
+    refused(pack(content | {SAMPLE: array.getvalue()}, forged=True), "not an array file")
     assert not mark.exists()
     torch.load(io.BytesIO(buffer.getvalue()), weights_only=False)
     assert mark.exists()  # what was refused does run code where it is let
@@ -189,9 +204,31 @@ def test_other_weights_predict_otherwise(content, pack):
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
     refused(pack(content | {CHECKPOINT: buffer.getvalue()}, forged=True), "does not fit the netw")
+    checkpoint["network_weights"][3] = torch.zeros(1)
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    refused(pack(content | {CHECKPOINT: buffer.getvalue()}, forged=True), "does not fit the netw")
     buffer = io.BytesIO()
     torch.save([1, 2], buffer)
     refused(pack(content | {CHECKPOINT: buffer.getvalue()}, forged=True), "not a checkpoint of")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"patch": np.array("text")},
+        {"checkpoint_final.pth": np.zeros(2)},
+        {"checkpoint_final.pth": np.full((2, 3, 24, 20), b"text")},
+        {"checkpoint_final.pth": np.full((2, 3, 24, 20), np.nan)},
+    ],
+)
+def test_samples_that_make_no_sense(content, pack, change):
+    with np.load(io.BytesIO(content[SAMPLE])) as arrays:
+        sample = dict(arrays)
+    assert sample.keys() == {"patch", "checkpoint_final.pth"}
+    buffer = io.BytesIO()
+    np.savez(buffer, **sample | change)
+    refused(pack(content | {SAMPLE: buffer.getvalue()}, forged=True), "fold_0/checkpoint_final.pth")
 
 
 @pytest.mark.parametrize("key", ["network_class_name", "conv_op"])
@@ -217,6 +254,11 @@ def test_plans_that_make_no_sense(content, pack, plans):
         {"models": [{}]},
         {"models": []},
         {"files": None},
+        {"files": ["plans.json"]},
+        {"models": [MODEL | {"checkpoints": [3]}]},
+        {"models": [MODEL | {"folds": None}]},
+        {"models": [MODEL | {"configuration": 2}]},
+        {"models": [MODEL | {"folder": "../elsewhere"}]},
     ],
 )
 def test_manifests_that_make_no_sense(content, pack, change):
@@ -235,6 +277,41 @@ def test_zip_bombs(content, pack):
     refused(pack(content | many), "files in the archive; at most 2000")
 
 
+def lying_bomb(name: str, method: int) -> bytes:
+    """An archive of one file, which says that it holds 1000 bytes."""
+    size = 256 * 2**20
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        archive.writestr(name, bytes(size))
+    return buffer.getvalue().replace(struct.pack("<I", size), struct.pack("<I", 1000))
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
+def test_zip_bombs_that_lie_about_their_size(content, pack, tmp_path, method):
+    inner = lying_bomb("patch.npy", method)
+    (tmp_path / "bomb.zip").write_bytes(lying_bomb(MANIFEST, method))
+    packed = pack(content | {SAMPLE: inner}, forged=True)
+    tracemalloc.start()
+    try:
+        refused(tmp_path / "bomb.zip", "manifest.json: (damaged|neither stored nor deflated)")
+        refused(packed, "sample.npz: (not an array file|patch.npy: neither stored nor deflated)")
+        assert tracemalloc.get_traced_memory()[1] < 32 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_files_that_share_their_bytes(tmp_path):
+    path = tmp_path / "overlapping.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(MANIFEST, bytes(10**7))
+        info = archive.getinfo(MANIFEST)
+        for index in range(100):  # as many names for the same bytes
+            twin = copy.copy(info)
+            twin.filename = twin.orig_filename = f"{FOLDER}/{index}.json"
+            archive.filelist.append(twin)
+    refused(path, "as a zip bomb does")
+
+
 def test_what_is_no_archive(content, pack, tmp_path):
     path = pack(content)
     path.write_bytes(path.read_bytes()[:-1000])
@@ -243,10 +320,12 @@ def test_what_is_no_archive(content, pack, tmp_path):
         verify(tmp_path / "missing.zip")
 
 
-def test_the_command(content, pack, capsys):
+def test_the_command(content, pack, capsys, tmp_path):
     assert main(["verify", str(pack(content))]) == 0
     out = capsys.readouterr().out
     assert "2 checkpoints load without running code" in out
     assert "logits differ by 0 of the largest" in out
+    digest = hashlib.sha256((tmp_path / "tampered.zip").read_bytes()).hexdigest()
+    assert f"SHA-256: {digest}\n" in out
     assert main(["verify", str(pack(content | {CHECKPOINT: b"x"}))]) == 1
     assert f"error: {CHECKPOINT}: changed since it was exported" in capsys.readouterr().err

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from nnunet_unifiedloss.trainings import DEFAULT_FOLDS, DEFAULT_PLANS
 
+_STARTING = "Starting (imports PyTorch and nnU-Net)"
+
 
 def add_export_arguments(command: argparse.ArgumentParser) -> None:
     """The flags of export: nnU-Net's own, and what goes into the archive."""
@@ -44,13 +46,15 @@ def add_verify_arguments(command: argparse.ArgumentParser) -> None:
 
 def run_export(arguments: argparse.Namespace) -> int:
     """Write the archive, print its model card."""
+    from nnunet_unifiedloss.processes import termination_as_exception
     from nnunet_unifiedloss.terminal import make_console
     from nnunet_unifiedloss.trainings import dataset_name, nnunet_folder
 
     results, dataset = nnunet_folder("nnUNet_results"), dataset_name(arguments.d)
-    notes = None if arguments.notes is None else arguments.notes.read_text(encoding="utf-8")
+    notes = None if arguments.notes is None else _text("--notes", arguments.notes)
     console = make_console()
-    with console.status("Starting (imports PyTorch and nnU-Net)") as status:
+    # a signal to end is to remove the draft of the archive, as Ctrl-C does
+    with termination_as_exception(), console.status(_STARTING) as status:
         from nnunet_unifiedloss.export import ExportOptions, export_models, select_models
 
         models = select_models(
@@ -80,7 +84,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
     from nnunet_unifiedloss.terminal import make_console
 
     console = make_console()
-    with console.status("Starting (imports PyTorch and nnU-Net)") as status:
+    with console.status(_STARTING) as status:
         from nnunet_unifiedloss.export import verify
 
         result = verify(arguments.archive, progress=status.update)
@@ -92,7 +96,15 @@ def run_verify(arguments: argparse.Namespace) -> int:
         print(f"ONNX graphs: logits differ from torch's by {result.graph_difference:.1g}")
     for note in result.notes:
         print(f"not verified: {note}")
+    print(f"SHA-256: {result.sha256}")
     return 0
+
+
+def _text(flag: str, path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{flag} {path}: not readable as UTF-8 text ({error})") from error
 
 
 def _megabytes(size: int) -> str:

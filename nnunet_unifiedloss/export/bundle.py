@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import Tensor, nn
 
-from nnunet_unifiedloss.export.archive import ArchiveWriter
+from nnunet_unifiedloss.export.archive import ArchiveWriter, archive_digest
 from nnunet_unifiedloss.export.card import model_card
 from nnunet_unifiedloss.export.checkpoints import (
     read_checkpoint,
@@ -63,7 +65,6 @@ class ExportResult:
         bytes_before: Size of the original checkpoints.
         bytes_after: Size of the exported ones, before they are compressed.
         verification: What was verified; None without verification.
-        remarks: What the user must know.
     """
 
     path: Path
@@ -72,7 +73,6 @@ class ExportResult:
     bytes_before: int
     bytes_after: int
     verification: Verification | None
-    remarks: tuple[str, ...]
 
 
 def export_models(
@@ -101,8 +101,11 @@ def export_models(
         ImportError: ``onnx`` is asked for, and the extra is not installed.
         OSError: The archive cannot be written.
     """
-    if not output.parent.is_dir() or output.is_dir():
-        raise ValueError(f"-o {output}: not a file in a folder that exists; remedy: mkdir -p")
+    if not output.parent.is_dir() or (output.exists() and not output.is_file()):
+        raise ValueError(
+            f"-o {output}: expected a file in a folder that exists; remedy: name the file, as "
+            "model.zip, and mkdir -p its folder"
+        )
     if options.onnx is not None:
         from nnunet_unifiedloss.export.onnx_graph import require_packages
 
@@ -113,11 +116,8 @@ def export_models(
             card = content.add(models)
         # nothing may differ here: it is the same network, the same weights and the same machine
         checked = verify(draft, tolerance=0, progress=progress) if options.verify else None
-        digest = _sha256(draft)
-    remarks = (*content.remarks, *(checked.notes if checked else ()))
-    return ExportResult(
-        output, digest, card, content.bytes_before, content.bytes_after, checked, remarks
-    )
+        digest = archive_digest(draft)
+    return ExportResult(output, digest, card, content.bytes_before, content.bytes_after, checked)
 
 
 class _Content:
@@ -175,7 +175,6 @@ class _Content:
             "configuration": model.configuration,
             "folds": model.folds,
             "checkpoints": model.checkpoints,
-            "sample": self._options.verify,
             "trained_by": origin,
         }
 
@@ -187,27 +186,32 @@ class _Content:
             self._progress(f"{model.name}: fold {fold}, {name}")
             checkpoint = read_checkpoint(path)
             axes.append(checkpoint.get("inference_allowed_mirroring_axes"))
-            exported = slim(
-                checkpoint,
-                self._stock_name(checkpoint["trainer_name"]),
-                with_training_state=self._options.with_training_state,
-            )
+            stock, state = self._stock_name(checkpoint), self._options.with_training_state
+            try:
+                exported = slim(checkpoint, stock, with_training_state=state)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
+            if exported["trained_by"] != model.trainer:
+                self.remarks.append(
+                    f"{model.configuration}, fold {fold}, {name}: trained by "
+                    f"{exported['trained_by']}, not by the trainer that the folder is named after."
+                )
             content = to_bytes(exported)
             self.bytes_before += path.stat().st_size
             self.bytes_after += len(content)
             self._writer.add(f"{model.name}/fold_{fold}/{name}", content)
         return axes[0]  # nnU-Net takes those of the first fold
 
-    def _stock_name(self, trainer: str) -> str:
-        """The name that a checkpoint gets, and what there is to say about it."""
-        stock = stock_trainer(trainer_class(trainer))
+    def _stock_name(self, checkpoint: dict[str, Any]) -> str:
+        """The trainer that a checkpoint is to name, and what there is to say about it."""
+        stock = stock_trainer(trainer_class(checkpoint["trainer_name"]))
         name: str = stock.__name__
         if name not in self._trainers:
             self._trainers[name] = None
-            if not stock.__module__.startswith("nnunetv2."):
+            if stock is not nnUNetTrainer:
                 self.remarks.append(
-                    f"{trainer} builds a network of its own, so the checkpoints still name it: "
-                    "whoever predicts needs that trainer."
+                    f"The network is that of {name} (in {stock.__module__}), which the checkpoints "
+                    "name: whoever predicts needs that trainer."
                 )
         return name
 
@@ -216,16 +220,34 @@ class _Content:
         size = PlansManager(plans).get_configuration(model.configuration).patch_size
         return sample_patch(input_channels(plans, dataset, model.configuration), size)
 
+    def _run_original(
+        self, model: Model, checkpoint: str, sample: np.ndarray
+    ) -> tuple[nn.Module, list[dict[str, Tensor]], np.ndarray]:
+        """The original network, the weights of the folds, what each predicts on the sample."""
+        self._progress(f"{model.name}: predictions of the original {checkpoint}")
+        which = f"{model.folder}: {checkpoint} of folds {' '.join(model.folds)}"
+        try:
+            network, weights = original_network(model.folder, model.folds, checkpoint)
+            logits = [thinned(each) for each in logits_of_folds(network, weights, sample)]
+        except Exception as error:  # whatever would stop nnUNetv2_predict
+            reason = textwrap.shorten(str(error), 300)
+            raise ValueError(
+                f"{which}: nnU-Net itself cannot run it ({reason}); remedy: choose others with -f "
+                "and -chk"
+            ) from error
+        if not all(np.isfinite(each).all() for each in logits):
+            raise ValueError(
+                f"{which}: predicts what is not a number, so a training has diverged; remedy: "
+                "choose others with -f and -chk"
+            )
+        return network, weights, np.stack(logits)
+
     def _add_predictions(self, model: Model, mirroring: list[Any]) -> None:
         """Run the original networks: what they predict on the sample, and their ONNX graphs."""
         sample = self._sample(model)
         stored: dict[str, Any] = {"patch": sample}
         for checkpoint, axes in zip(model.checkpoints, mirroring, strict=True):
-            self._progress(f"{model.name}: predictions of the original {checkpoint}")
-            network, weights = original_network(model.folder, model.folds, checkpoint)
-            if self._options.verify:
-                logits = logits_of_folds(network, weights, sample)
-                stored[Path(checkpoint).stem] = np.stack([thinned(each) for each in logits])
+            network, weights, stored[checkpoint] = self._run_original(model, checkpoint, sample)
             if self._options.onnx is not None:
                 from nnunet_unifiedloss.export.onnx_graph import model_graphs
 
@@ -240,11 +262,3 @@ class _Content:
             buffer = io.BytesIO()
             np.savez_compressed(buffer, **stored)
             self._writer.add(f"{model.name}/{SAMPLE}", buffer.getvalue())
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -160,19 +160,22 @@ def _metrics(model: Model) -> str:
         if model.folds == ("all",):
             reason = "nnU-Net validates fold all on the cases that it was trained on"
         return f"Cross-validation: none ({reason})."
-    names = {str(v): n for n, v in model.read("dataset.json")["labels"].items()}
+    # nnU-Net writes a region as a tuple, data sets write it as a list
+    names = {
+        str(tuple(value) if isinstance(value, list) else value): name
+        for name, value in model.read("dataset.json")["labels"].items()
+    }
     lines = [
-        f"Cross-validation, folds {', '.join(folds)}, mean over the cases and "
-        f"{CONFIDENCE:.0%} interval (percentile bootstrap over cases):",
+        f"Cross-validation, folds {', '.join(folds)}, mean and {CONFIDENCE:.0%} interval "
+        "(percentile bootstrap) over the cases whose reference or prediction has the label:",
         "",
         f"| label or region | cases | {' | '.join(METRICS)} |",
         "| --- | --- |" + " --- |" * len(METRICS),
     ]
     for label, by_metric in estimates(model).items():
-        # nnU-Net writes a region as a tuple, data sets write it as a list
-        name = names.get(label) or names.get(label.replace("(", "[").replace(")", "]"), "")
+        row = f"{names.get(label, '')} {label} | {by_metric[METRICS[0]].cases}"
         values = " | ".join(str(by_metric[metric]) for metric in METRICS)
-        lines.append(f"| {name} {label} | {by_metric[METRICS[0]].cases} | {values} |")
+        lines.append(f"| {row} | {values} |")
     if DEFAULT_CHECKPOINT not in model.checkpoints:
         lines += ["", f"nnU-Net validated {DEFAULT_CHECKPOINT}, which is not the one exported."]
     return "\n".join(lines)

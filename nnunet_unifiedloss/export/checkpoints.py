@@ -29,14 +29,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         # nnU-Net keeps NumPy's numbers in it, which torch takes for code; its own results are
         # trusted here as they are by every command of nnU-Net
-        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
-        raise ValueError(f"{path}: not readable ({error}); remedy: train it again") from error
-    if not isinstance(checkpoint, dict) or not {
-        "network_weights",
-        "trainer_name",
-        "init_args",
-    }.issubset(checkpoint):
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=False)
+    except Exception as error:  # a file that is cut short or damaged can raise anything
+        raise ValueError(
+            f"{path}: not readable, perhaps cut short ({error}); remedy: finish the training with "
+            "nnUNetv2_train … --c, or choose another checkpoint with -chk"
+        ) from error
+    arguments = checkpoint.get("init_args") if isinstance(checkpoint, dict) else None
+    known = isinstance(arguments, dict) and "configuration" in arguments
+    if not known or not {"network_weights", "trainer_name"} <= checkpoint.keys():
         raise ValueError(f"{path}: not a checkpoint of nnU-Net v2")
     return checkpoint
 
@@ -101,7 +102,7 @@ def plain(value: Any, name: str) -> Any:  # noqa: ANN401
     if isinstance(value, (torch.device, Path)):
         return str(value)
     raise ValueError(
-        f"checkpoint: {name} holds a {type(value).__module__}.{type(value).__qualname__}, which "
+        f"{name} holds a {type(value).__module__}.{type(value).__qualname__}, which "
         "does not load without running code; remedy: leave it out of the trainer's checkpoint"
     )
 

@@ -59,6 +59,10 @@ def _files(results: Path, paths: Sequence[Path], remarks: list[str]) -> Iterator
         elif path.suffix == ".pkl":
             try:
                 yield name, clean_postprocessing(path.read_bytes())
+                remarks.append(
+                    f"nnUNetv2_apply_postprocessing -pp_pkl_file {name} applies the postprocessing "
+                    "that nnU-Net determined; the metrics here are without it."
+                )
             except ValueError as error:
                 remarks.append(f"{name} is left out: more than nnU-Net's postprocessing ({error})")
         else:

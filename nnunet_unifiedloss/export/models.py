@@ -95,6 +95,9 @@ def select_models(
         ValueError: Something is not there; the message names it, and what is there instead.
     """
     _check_names(trainer, plans, *configurations, *folds, *checkpoints)
+    for name in checkpoints:
+        if not name.endswith(".pth"):
+            raise ValueError(f"-chk {name}: expected the name of a checkpoint, ending in .pth")
     taken, wanted = tuple(dict.fromkeys(folds)), tuple(dict.fromkeys(checkpoints))
     models: dict[str, Model] = {}
 

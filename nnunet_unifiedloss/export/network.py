@@ -87,7 +87,8 @@ def logits_of_folds(
     for each in weights:
         network.load_state_dict(each)
         with torch.inference_mode():
-            yield network(batch)[0].numpy()
+            logits: np.ndarray = network(batch)[0].numpy()
+        yield logits
 
 
 def input_channels(plans: dict[str, Any], dataset: dict[str, Any], configuration: str) -> int:

@@ -16,6 +16,7 @@ import numpy as np
 from nnunet_unifiedloss.export.archive import (
     Archive,
     ArchiveError,
+    archive_digest,
     check_expansion,
     open_archive,
 )
@@ -41,6 +42,7 @@ class Verification:
     """What was verified.
 
     Attributes:
+        sha256: The digest of the archive itself, to compare with what its author published.
         files: Number of files whose SHA-256 is that of the manifest.
         checkpoints: Number of checkpoints that load without running code.
         difference: Largest difference of a logit from the stored one, relative to the largest
@@ -49,6 +51,7 @@ class Verification:
         notes: What could not be verified, and why.
     """
 
+    sha256: str
     files: int = 0
     checkpoints: int = 0
     difference: float | None = None
@@ -80,11 +83,11 @@ def verify(
         ArchiveError: It is not what it should be; the message says what is wrong.
         OSError: It cannot be read.
     """
-    result = Verification()
+    result = Verification(archive_digest(path))
     with open_archive(path) as archive:
         manifest = _manifest(archive)
         progress("checksums")
-        _check_files(archive, manifest["files"])
+        _check_files(archive, manifest["files"], [model["folder"] for model in manifest["models"]])
         result.files = len(manifest["files"])
         for name in sorted(archive.names):
             if name.endswith(".pkl"):
@@ -111,19 +114,20 @@ def _manifest(archive: Archive) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ArchiveError(f"{names[0]}: not a manifest of format {FORMAT}, the one known here")
     try:
-        folders = [str(model["folder"]) for model in manifest["models"]]
+        folders = [model["folder"] for model in manifest["models"]]
         for model in manifest["models"]:
-            _ = [str(each) for each in (*model["folds"], *model["checkpoints"])]
-            _ = model["configuration"], model["sample"]
-        files = set(manifest["files"])
-    except (KeyError, TypeError, AttributeError) as error:
+            for name in (model["configuration"], *model["folds"], *model["checkpoints"]):
+                if not isinstance(name, str):
+                    raise TypeError(f"{name!r} is not text")
+        files = dict(manifest["files"])
+    except (KeyError, TypeError, ValueError) as error:
         raise ArchiveError(f"{names[0]}: incomplete ({error!r})") from error
-    if sorted(f"{folder}/{MANIFEST}" for folder in folders) != names or files & set(names):
+    if sorted(f"{folder}/{MANIFEST}" for folder in folders) != names or files.keys() & set(names):
         raise ArchiveError(f"{names[0]}: stands in other folders than those of its models")
     return manifest
 
 
-def _check_files(archive: Archive, files: dict[str, str]) -> None:
+def _check_files(archive: Archive, files: dict[str, str], folders: list[str]) -> None:
     manifests = {name for name in archive.names if name.endswith(f"/{MANIFEST}")}
     missing = sorted(set(files) - archive.names)
     unknown = sorted(archive.names - set(files) - manifests)
@@ -131,8 +135,13 @@ def _check_files(archive: Archive, files: dict[str, str]) -> None:
         lines = [f"{name}: missing" for name in missing]
         lines += [f"{name}: not in the manifest" for name in unknown]
         raise ArchiveError("; ".join(lines) + "; a file has been renamed, added or removed")
+    for folder in folders:
+        if not re.fullmatch(r"Dataset\d{3}_[^/]+/[^/]+__[^/]+__[^/]+", folder):
+            raise ArchiveError(f"{folder}: not a folder of a model")
+    beside = tuple(f"{folder.partition('/')[0]}/ensembles/" for folder in folders)
+    places = (*(f"{folder}/" for folder in folders), *beside)
     for name, digest in files.items():
-        if not re.match(r"Dataset\d{3}_[^/]+/", name) or not name.endswith(_SUFFIXES):
+        if not name.startswith(places) or not name.endswith(_SUFFIXES):
             raise ArchiveError(f"{name}: not a file of an exported model")
         if hashlib.sha256(archive.read(name)).hexdigest() != digest:
             raise ArchiveError(f"{name}: changed since it was exported (SHA-256 differs)")
@@ -146,12 +155,12 @@ def _check_model(
     progress: Callable[[str], object],
 ) -> set[str]:
     """Check a configuration; the files of it that were loaded."""
-    folder = str(model["folder"])
-    sample = _read_sample(archive, f"{folder}/{SAMPLE}") if model["sample"] else None
+    folder = model["folder"]
+    stored = f"{folder}/{SAMPLE}" in archive.names
+    sample = _read_sample(archive, f"{folder}/{SAMPLE}") if stored else None
     checked = {f"{folder}/{SAMPLE}"}
     for checkpoint in model["checkpoints"]:
-        stem, logits = Path(checkpoint).stem, []
-        network = None
+        network, logits = None, []
         for index, fold in enumerate(model["folds"]):
             name = f"{folder}/fold_{fold}/{checkpoint}"
             progress(name)
@@ -162,15 +171,17 @@ def _check_model(
             network = network or _network(archive, folder, model["configuration"], content)
             try:
                 (found,) = logits_of_folds(network, [content["network_weights"]], sample["patch"])
-                stored = sample[stem][index]
-            except (RuntimeError, KeyError, IndexError, TypeError, ValueError) as error:
+                expected = sample[checkpoint][index]
+                difference = _difference(thinned(found), expected, name, tolerance)
+            except ArchiveError:
+                raise
+            except Exception as error:  # whatever torch and NumPy make of what does not fit
                 raise ArchiveError(f"{name}: does not fit the network ({error})") from error
-            difference = _difference(thinned(found), stored, name, tolerance)
             result.difference = max(result.difference or 0.0, difference)
             logits.append(found)
-        checked |= _check_graphs(archive, model, stem, sample, logits, result)
+        checked |= _check_graphs(archive, model, Path(checkpoint).stem, sample, logits, result)
     if sample is None:
-        result.notes.append(f"{folder}: exported with --no-verify, so no predictions are stored")
+        result.notes.append(f"{folder}: no predictions are stored, as with export --no-verify")
     return checked
 
 
@@ -180,7 +191,7 @@ def _read_sample(archive: Archive, name: str) -> dict[str, np.ndarray]:
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             return dict(arrays)
-    except (ValueError, OSError, EOFError, MemoryError) as error:
+    except Exception as error:  # whatever NumPy makes of damaged content
         raise ArchiveError(f"{name}: not an array file ({error})") from error
 
 
@@ -219,7 +230,7 @@ def _check_graphs(
     result: Verification,
 ) -> set[str]:
     """Compare the ONNX graphs of a checkpoint with what torch predicts."""
-    folder = str(model["folder"])
+    folder = model["folder"]
     names = {f"{folder}/onnx/{stem}.onnx": list(range(len(logits)))}
     names |= {f"{folder}/onnx/{stem}_fold_{f}.onnx": [i] for i, f in enumerate(model["folds"])}
     present = {name: folds for name, folds in names.items() if name in archive.names}

@@ -73,7 +73,8 @@ class BoundaryLoss(SegmentationLoss):
         inside = view.one_hot[:, :, 1:] & (squared > 0)
         distance = squared.sqrt()
         signed = torch.where(inside, 1 - distance, distance)
-        return view.mean_over_voxels((view.probabilities[:, :, 1:] * signed).mean(2))
+        products = view.probabilities[:, :, 1:] * signed
+        return view.mean_over_voxels(products.flatten(2).sum(2) / signed.shape[2])
 
 
 class HausdorffDTLoss(SegmentationLoss):
@@ -130,13 +131,16 @@ class HausdorffDTLoss(SegmentationLoss):
     def evaluate(self, view: View) -> Tensor:
         """Mean of (p − y)² · (D_p^α + D_y^α)."""
         first = 0 if self.include_background else 1
-        predicted = (view.probabilities[:, :, first:].detach() > 0.5) & view.counting
+        errors = view.errors[:, :, first:]
+        predicted = torch.where(view.one_hot[:, :, first:], errors < 0.5, errors > 0.5)
+        predicted &= view.counting
         background = self.include_background
         reference = view.distances("both", self.spacing, include_background=background)
         prediction = view.squared_distance(predicted, side="both", spacing=self.spacing)
-        weight = reference.pow(self.alpha / 2).add_(prediction.pow_(self.alpha / 2))
-        errors = view.errors[:, :, first:].square()
-        return view.mean_over_voxels((errors * weight).mean(2))
+        if self.alpha != 2:
+            reference, prediction = (d.pow(self.alpha / 2) for d in (reference, prediction))
+        weight = prediction.add_(reference)
+        return view.mean_over_voxels((errors.square() * weight).flatten(2).sum(2) / weight.shape[2])
 
 
 class HausdorffERLoss(SegmentationLoss):

@@ -79,24 +79,19 @@ class StructuralSimilarityLoss(SegmentationLoss):
 
     def evaluate(self, view: View) -> Tensor:
         """λ · mean CE + (1 − λ) · Σ e·f·CE / Σ f."""
-        difference = self._difference(view)
-        with torch.no_grad():
-            largest = difference.transpose(0, 1).flatten(1).amax(1)
-            largest = maximum_over_ranks(largest) if self.ddp else largest
-            threshold = self.beta * largest.view(-1, *(1 for _ in difference.shape[2:]))
-            selected = (difference > threshold) & view.counting
-        structure = (difference * selected).sum(2) * view.cross_entropy
-        number = selected.view(torch.uint8).flatten(2).sum(2, dtype=torch.int32)
-        chosen = view.over_batch(number.to(structure.dtype))
-        similarity = (view.over_batch(structure.flatten(2).sum(2)) / chosen.clamp_min(1)).mean()
+        counting = view.counting.to(view.cross_entropy.dtype)
+        structure, number = _Structure.apply(
+            view.probabilities,
+            view.one_hot,
+            _Window.of(self.window, counting),
+            self.c,
+            self.beta,
+            self.ddp,
+        )
+        weighted = view.over_batch((structure * view.cross_entropy).flatten(2).sum(2))
+        similarity = (weighted / view.over_batch(number).clamp_min(1)).mean()
         plain = view.mean_over_voxels(view.cross_entropy)
         return self.weight * plain + (1 - self.weight) * similarity
-
-    def _difference(self, view: View) -> Tensor:
-        """The difference e of every class, 0 where ignored, (B, G, K, *S)."""
-        window = _Window.of(self.window, view.counting.to(view.cross_entropy.dtype))
-        difference: Tensor = _Difference.apply(view.probabilities, view.one_hot, self.c, window)
-        return difference
 
 
 class _Window(NamedTuple):
@@ -128,43 +123,63 @@ class _Window(NamedTuple):
         return mean, functional.threshold(variance, noise, 0.0, inplace=True).sqrt_()
 
 
-class _Difference(torch.autograd.Function):
-    """|(y − μ_y + c)/(σ_y + c) − (p − μ_p + c)/(σ_p + c)| of every class, (B, G, K, *S)."""
+class _Structure(torch.autograd.Function):
+    """Σ_k e·f, (B, G, *S), and the number of voxels and classes of each f, (B, G)."""
 
     @staticmethod
     def forward(
         ctx: Any,  # noqa: ANN401 (torch's own type)
         probabilities: Tensor,
         truth: Tensor,
-        c: float,
         window: _Window,
-    ) -> Tensor:
-        # shifted by ½ the squares are smaller, and so is their rounding
-        centred = (probabilities - 0.5).mul_(window.counting)
-        difference = torch.empty_like(centred)
-        for part in parts(centred):
+        c: float,
+        beta: float,
+        over_ranks: bool,
+    ) -> tuple[Tensor, Tensor]:
+        signed = torch.empty_like(probabilities)  # e with its sign
+        for part in parts(signed):
             around = window.part(part[0])
-            values = centred[part]
-            reference = (truth[part].to(values.dtype) - 0.5).mul_(around.counting)
-            signed = _standardised(reference, *around.statistics(reference, squares=0.25), c)
-            signed -= _standardised(values, *around.statistics(values), c)
-            torch.mul(signed, around.counting, out=difference[part])
+            values, reference = (_centred(maps[part], around) for maps in (probabilities, truth))
+            difference = _standardised(reference, *around.statistics(reference, squares=0.25), c)
+            difference -= _standardised(values, *around.statistics(values), c)
+            torch.mul(difference, around.counting, out=signed[part])
+        lowest, highest = signed.flatten(2).aminmax(dim=2)
+        largest = torch.maximum(-lowest, highest).amax(0, keepdim=True)
+        largest = maximum_over_ranks(largest) if over_ranks else largest
+        threshold = (beta * largest).view(1, -1, *(1 for _ in signed.shape[2:]))
+        structure = signed.new_zeros(*signed.shape[:2], *signed.shape[3:])
+        number = signed.new_zeros(signed.shape[:2])
+        for part in parts(signed):
+            difference = signed[part].abs()
+            selected = difference > threshold[:, part[1]]
+            structure[part[:2]] += difference.mul_(selected).sum(2)
+            number[part[:2]] += selected.view(torch.uint8).flatten(2).sum(2, dtype=torch.int32)
+            signed[part].mul_(selected)  # from now on e·f with its sign
         ctx.c, ctx.weights = c, window.weights
-        ctx.save_for_backward(centred, difference, window.counting, window.norm)
-        return difference.abs()
+        ctx.save_for_backward(probabilities, signed, window.counting, window.norm)
+        ctx.mark_non_differentiable(number)
+        return structure, number
 
     @staticmethod
     @once_differentiable
     def backward(
         ctx: Any,  # noqa: ANN401
         grad: Tensor,
-    ) -> tuple[Tensor, None, None, None]:
-        centred, difference, counting, norm = ctx.saved_tensors
+        _number: None,
+    ) -> tuple[Tensor, None, None, None, None, None]:
+        probabilities, signed, counting, norm = ctx.saved_tensors
         window = _Window(ctx.weights, counting, norm)
-        slope = difference.sign().mul_(grad).neg_()
-        for part in parts(slope):
-            slope[part] = _slope(slope[part], centred[part], ctx.c, window.part(part[0]))
-        return slope, None, None, None
+        slopes = torch.empty_like(signed)
+        for part in parts(signed):
+            around = window.part(part[0])
+            slope = signed[part].sign().mul_(grad[part[:2]][:, :, None]).neg_()
+            slopes[part] = _slope(slope, _centred(probabilities[part], around), ctx.c, around)
+        return slopes, None, None, None, None, None
+
+
+def _centred(values: Tensor, window: _Window) -> Tensor:
+    """Values less ½: their squares are smaller, and so is the rounding of these."""
+    return (values.to(window.counting.dtype) - 0.5).mul_(window.counting)
 
 
 def _slope(slope: Tensor, centred: Tensor, c: float, window: _Window) -> Tensor:
