@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 import runpy
 import shlex
 import sys
 from collections.abc import Iterator
-from functools import cache
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -69,8 +69,11 @@ def _without_shell(line: str) -> Iterator[str]:
             command.append(word)
 
 
-def check(command: str) -> None:
+def check(command: str) -> set[str]:
     """Read a command as its program would.
+
+    Returns:
+        The flags that the program has, if it is one of the repository's Python programs.
 
     Raises:
         WrongCommandError: The program would refuse it, or this does not know the program.
@@ -90,13 +93,14 @@ def check(command: str) -> None:
     elif program.startswith("nnUNetv2_"):
         _check_trainers(_nnunets(program, arguments).arguments)
     elif program in ("python", "python3"):
-        _check_python(arguments, command)
+        return _check_python(arguments, command)
     elif program == "pytest":
         _check_pytest(arguments, command)
     elif program == "pip":
         _check_pip(arguments, command)
     elif program not in OTHER_PROGRAMS:
         raise WrongCommandError(f"{command}: what program is {program}?")
+    return set()
 
 
 def _caught(run: object, command: str, words: list[str] | None = None) -> Parsed:
@@ -150,7 +154,7 @@ def check_trainer(name: str) -> None:
         raise WrongCommandError(f"neither nnU-Net nor we have a trainer {name}")
 
 
-@cache
+@functools.cache
 def host_trainers() -> set[str]:
     """The trainers that nnU-Net comes with, from its source."""
     (package,) = find_spec("nnunetv2").submodule_search_locations
@@ -159,20 +163,22 @@ def host_trainers() -> set[str]:
     return set(re.findall(r"^class (nnUNetTrainer\w*)", "\n".join(texts), re.MULTILINE))
 
 
-def _check_python(arguments: list[str], command: str) -> None:
+def _check_python(arguments: list[str], command: str) -> set[str]:
     if arguments[:2] == ["-m", "venv"]:
-        return
+        return set()
     script = Path(arguments[0])
     found = [path for path in (ROOT / script, ROOT / "docs" / script) if path.is_file()]
     if not found:
         raise WrongCommandError(f"{command}: there is no {script}")
     source = found[0].read_text(encoding="utf-8")
-    if "parse_args()" in source:
+    if "ArgumentParser(" in source:
         with mock.patch.object(sys, "path", [str(found[0].parent), *sys.path]):
             words = [str(found[0]), *arguments[1:]]
-            _caught(lambda: runpy.run_path(str(found[0]), run_name="__main__"), command, words)
-    elif arguments[1:] and "sys.argv" not in source:
+            run = functools.partial(runpy.run_path, str(found[0]), run_name="__main__")
+            return _caught(run, command, words).flags
+    if arguments[1:] and "sys.argv" not in source:
         raise WrongCommandError(f"{command}: the program takes no arguments")
+    return set()
 
 
 def _check_pytest(arguments: list[str], command: str) -> None:
@@ -214,7 +220,7 @@ def _check_pip(arguments: list[str], command: str) -> None:
             raise WrongCommandError(f"{command}: {word} is not ours, or has no such extra")
 
 
-@cache
+@functools.cache
 def known_flags() -> set[str]:
     """The flags of our commands, of nnU-Net's and of pytest's that documentation may name."""
     flags = {"-m", "-k", "-s", "--help", "--version"}

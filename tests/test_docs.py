@@ -128,7 +128,8 @@ def test_commands_are_found():
 @pages
 def test_flags_in_the_text_exist(page):
     named = re.findall(r"`(--?[A-Za-z]\w*(?:-\w+)*)[ =`]", TEXTS[page])
-    assert set(named) <= known_flags()
+    of_programs = [check(command) for command in commands(TEXTS[page])]
+    assert set(named) <= known_flags().union(*of_programs)
 
 
 @pages
