@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from nnunet_unifiedloss.cli.arguments import EXAMPLE
+from nnunet_unifiedloss.cli.arguments import TRAIN
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     console = make_console()
     table = _wide_table(entries)
     console.print(table if fits(console, table) else _narrow_table(entries))
-    print(f"Parameters are set in the name: {EXAMPLE}_delta0.7_250epochs")
+    print(f"Parameters are set in the name: {TRAIN}_delta0.7_lr0.036_250epochs")
     return 0
 
 
