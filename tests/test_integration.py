@@ -348,7 +348,7 @@ def suite(tmp_path) -> Suite:
     for number in range(12):
         for name in (f"imagesTr/case_{number:02}_0000.nii.gz", f"labelsTr/case_{number:02}.nii.gz"):
             write(source / SOURCE / name, name)
-    labels = {"background": 0, "anterior": 1, "Posterior": 2}
+    labels = {"background": 0, "anterior": 1, "posterior": 2}
     content = {"labels": labels, "numTraining": 12, "file_ending": ".nii.gz"}
     write(source / SOURCE / "dataset.json", content | {"channel_names": {"0": "MRI"}})
     return Suite(tmp_path / "work", source, TRAINER, folds=FOLDS, cases=10, test_cases=3)
@@ -358,8 +358,9 @@ def test_nnunets_script_builds_the_data_set(suite):
     """With the last three of ten cases held out; again, nothing is done."""
     suite._build(NAME)
     raw = suite.work / "raw" / NAME
-    assert json.loads((raw / "dataset.json").read_text())["labels"]["ignore"] == 2
-    assert json.loads((raw / "dataset.json").read_text())["numTraining"] == 7
+    content = json.loads((raw / "dataset.json").read_text())
+    assert content["labels"] == {"background": 0, "Anterior": 1, "ignore": 2}
+    assert content["numTraining"] == 7
     count = {path.name: len(list(path.iterdir())) for path in raw.iterdir() if path.is_dir()}
     assert count == {"imagesTr": 7, "labelsTr": 7, "imagesTs": 3, "labelsTs": 3}
     assert (raw / "labelsTs" / "case_09.nii.gz").read_text() == "labelsTr/case_09.nii.gz"

@@ -139,6 +139,7 @@ def run(suite: Suite, datasets: list[int]) -> dict[str, list[str]]:
             ready.append(dataset)
         except FAILURES as error:
             failures[DATASETS[dataset]] = [str(error)]
+            print(f"failed: {DATASETS[dataset]}: {error}", flush=True)
     if ready:
         suite.train(ready)
     for dataset in ready:
@@ -151,6 +152,7 @@ def run(suite: Suite, datasets: list[int]) -> dict[str, list[str]]:
             suite.predict(dataset)
         except FAILURES as error:
             failures[DATASETS[dataset]] = [str(error)]
+            print(f"failed: {DATASETS[dataset]}: {error}", flush=True)
     return failures
 
 

@@ -24,6 +24,8 @@ from nnunet_unifiedloss.processes import console_script
 from nnunet_unifiedloss.trainings import Training, read_json
 
 SOURCE = "Dataset004_Hippocampus"
+# as the Medical Segmentation Decathlon spells them, and nnU-Net's script for 998
+LABELS = {"background": 0, "Anterior": 1, "Posterior": 2}
 DATASETS = {
     996: "Dataset996_IntegrationTest_Hippocampus_regions_ignore",
     997: "Dataset997_IntegrationTest_Hippocampus_regions",
@@ -246,7 +248,7 @@ def write_source(source: Path, target: Path, cases: int | None, test_cases: int)
             (draft / f"{kind}{part}").mkdir(parents=True, exist_ok=True)
             (draft / f"{kind}{part}" / name).symlink_to(source / f"{kind}Tr" / name)
     dataset = read_json(source / "dataset.json") | {"numTraining": len(labels) - test_cases}
-    (draft / "dataset.json").write_text(json.dumps(dataset))
+    (draft / "dataset.json").write_text(json.dumps(dataset | {"labels": LABELS}))
     draft.rename(target)
 
 
