@@ -142,7 +142,7 @@ class _Structure(torch.autograd.Function):
             values, reference = (_centred(maps[part], around) for maps in (probabilities, truth))
             difference = _standardised(reference, *around.statistics(reference, squares=0.25), c)
             difference -= _standardised(values, *around.statistics(values), c)
-            torch.mul(difference, around.counting, out=signed[part])
+            signed[part] = difference.mul_(around.counting)
         lowest, highest = signed.flatten(2).aminmax(dim=2)
         largest = torch.maximum(-lowest, highest).amax(0, keepdim=True)
         largest = maximum_over_ranks(largest) if over_ranks else largest
