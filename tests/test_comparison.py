@@ -253,6 +253,14 @@ def test_a_single_trainer_is_described():
     assert "It is alone" in verdict(comparison)
 
 
+def test_the_verdict_names_who_has_the_same_rank():
+    scores = random_scores(methods=1)
+    said = verdict(analyse(results(scores | {"nnUNetTrainerDice": scores[BASELINE]})))
+    assert f"{BASELINE} ranks best by Dice" in said
+    assert "(the same rank: nnUNetTrainerDice)" in said
+    assert "the same rank" not in verdict(analyse(results(random_scores())))
+
+
 @pytest.mark.parametrize(
     ("gain", "text"),
     [

@@ -59,9 +59,12 @@ def _of_one_data_set(comparison: Comparison, dataset: str) -> str:
     ranking = comparison.ranking[comparison.ranking["metric"] == settings.primary]
     best = comparison.methods[0]
     row = _row(comparison.summary, comparison, dataset, best)
+    rank = ranking.set_index("method")["mean_rank"]
+    equal = ", ".join(m for m in comparison.methods[1:] if rank[m] == rank[best])
     first = (
         f"On {dataset} ({row['cases']} cases) {best} ranks best by {settings.primary}, with a mean "
         f"of {_value(row['mean'], row['mean_low'], row['mean_high'])}"
+        + (f" (the same rank: {equal})" if equal else "")
     )
     if len(comparison.methods) == 1:
         return f"{first}. It is alone, so there is nothing to compare it with."
