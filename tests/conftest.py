@@ -12,6 +12,8 @@ import torch
 from nnunet_unifiedloss.discovery import trainers_folder
 
 sys.path.insert(0, str(Path(__file__).parent))
+# nnU-Net reads it when imported; each process of a validation would import PyTorch anew
+os.environ.setdefault("nnUNet_def_n_proc", "1")
 torch.set_num_threads(1)  # the tensors are small: threads would only wait for each other
 
 
