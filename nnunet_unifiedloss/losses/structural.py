@@ -148,7 +148,7 @@ class _Difference(torch.autograd.Function):
             reference = (truth[part].to(values.dtype) - 0.5).mul_(around.counting)
             signed = _standardised(reference, *around.statistics(reference, squares=0.25), c)
             signed -= _standardised(values, *around.statistics(values), c)
-            torch.mul(signed, around.counting, out=difference[part])
+            difference[part] = signed.mul_(around.counting)
         ctx.c, ctx.weights = c, window.weights
         ctx.save_for_backward(centred, difference, window.counting, window.norm)
         return difference.abs()
