@@ -37,7 +37,7 @@ def window_sum(values: Tensor, weights: tuple[float, ...]) -> Tensor:
     """Σ weights[|shift|] · values along every axis in turn; weights from the centre outwards."""
     for axis in range(SPATIAL, values.ndim):
         total = values * weights[0]
-        for shift, weight in enumerate(weights[1:], start=1):
+        for shift, weight in enumerate(weights[1:], 1):
             add_shifted(total, values, axis, shift, weight)
         values = total
     return values
@@ -71,7 +71,7 @@ class ErosionSum(torch.autograd.Function):
         ctx.alpha, ctx.erosions, kept = alpha, [], []
         for part in parts(values):
             eroded = _erode(values[part], erosions, None if counting is None else counting[part[0]])
-            for k, (left, _) in enumerate(eroded, start=1):
+            for k, (left, _) in enumerate(eroded, 1):
                 total[part].add_(left, alpha=float(k**alpha))
             ctx.erosions.append(len(eroded))
             kept += [tensor for pair in eroded for tensor in pair]

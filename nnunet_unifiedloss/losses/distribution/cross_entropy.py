@@ -202,13 +202,14 @@ class TopKLoss(SegmentationLoss):
     def __init__(self, *, k: float = 10, **options: Unpack[Options]) -> None:
         super().__init__(**options)
         self.k = check_percentage("k", k)
+        # not in evaluate: torch before 2.5 cannot compile it
+        self._share = Fraction(str(self.k)).limit_denominator(10**6) / 100
 
     def evaluate(self, view: View) -> Tensor:
         """Mean of the ⌊k %⌋ largest CE of the batch, mean over regions."""
         values = view.cross_entropy.transpose(0, 1).flatten(1)
-        k = Fraction(str(self.k)).limit_denominator(10**6) / 100
         counting = view.over_batch(view.voxels.long())
-        number = (counting * k.numerator // k.denominator).clamp_min(1)
+        number = (counting * self._share.numerator // self._share.denominator).clamp_min(1)
         weights = weights_of_largest(values, number.expand(len(values), 1), ddp=self.ddp)
         return (view.over_batch((weights * values).t()) / number).mean()
 
