@@ -25,6 +25,7 @@ from documentation import (
     known_flags,
     links,
 )
+from packaging.version import Version
 from results_folder import PLAIN, ResultsFolder, ball
 
 from nnunet_unifiedloss import losses, naming
@@ -221,3 +222,20 @@ def test_the_loss_of_ones_own_is_found_and_trained_with(monkeypatch):
     module = (ROOT / "docs" / "own_loss_trainers.py").read_text(encoding="utf-8")
     (shown,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert shown in module
+
+
+def test_the_supported_versions_are_those_that_were_measured():
+    """A lower bound that is changed without a measurement, or a failed one, shows here."""
+    pytest.importorskip("tomllib", reason="Python 3.11")
+    import versions
+
+    page = (ROOT / "docs" / "versions.md").read_text(encoding="utf-8")
+    table = [line for line in page[page.index("| versions |") :].splitlines() if "|" in line]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    rows = [dict(zip(cells[0], row, strict=True)) for row in cells[2:]]
+    assert "lowest" in {row["versions"] for row in rows}
+    for row in rows:
+        assert versions.PASSED.fullmatch(row["outcome"]), row
+        for constraint in versions.requirements(row["versions"])[1]:
+            name, _, bound = constraint.partition("==")
+            assert name not in row or Version(row[name]) == Version(bound), row

@@ -29,6 +29,8 @@ TESTS += ["sweep_slurm", "nnunet"]
 GRAPHS = ["export_onnx"]
 SETS = {"lowest": TESTS, "onnx": GRAPHS, "newest": [*TESTS, *GRAPHS]}
 
+PASSED = re.compile(r"\d+ passed(, \d+ (skipped|deselected|warnings?))*")
+
 
 def requirements(name: str) -> tuple[list[str], list[str]]:
     """What pip is told for a set: requirements and constraints."""
@@ -161,9 +163,7 @@ def main() -> int:
         row |= measure(Environment(folder, asked.timeout), name, python)
         print(row["outcome"], flush=True)
         add_row(asked.table, row)
-        status |= not re.fullmatch(
-            r"\d+ passed(, \d+ (skipped|deselected|warnings?))*", row["outcome"]
-        )
+        status |= not PASSED.fullmatch(row["outcome"])
     return int(status)
 
 
