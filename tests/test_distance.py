@@ -22,9 +22,9 @@ MASKS = {
 }
 
 
-def on_a_device(of, to, spacing, dtype):
+def on_a_device(of, to, spacing, dtype, *, both=False):
     """The way of devices, which runs on the CPU as well."""
-    return distance._separable(of, to, spacing or (1.0,) * (of.ndim - 3), dtype)
+    return distance._on_a_device(of, to, spacing or (1.0,) * (of.ndim - 3), dtype, both)
 
 
 @pytest.mark.parametrize("way", [squared_distance, on_a_device])
@@ -40,17 +40,21 @@ def test_agrees_with_scipy(way, dtype, mask, shape, anisotropic, ignore):
     inside = inside & counting
     outside = ~inside & counting
     spacing = (0.7, 2.5, 1.3)[: len(shape)] if anisotropic else None
+    both = np.zeros(shape)
     for of, to in ((inside, outside), (outside, inside)):
         expected = np.zeros(shape)
         if to.any():
             expected = ndimage.distance_transform_edt(~to, sampling=spacing) ** 2 * of
-        maps = (torch.from_numpy(m)[None, None, None] for m in (of, to))
+        maps = [torch.from_numpy(m)[None, None, None] for m in (of, to)]
         found = way(*maps, spacing, dtype)
         assert found.dtype == dtype
         np.testing.assert_allclose(found[0, 0, 0], expected, rtol=1e-5, atol=1e-6)
+        both += expected
+    found = way(*maps, spacing, dtype, both=True)
+    np.testing.assert_allclose(found[0, 0, 0], both, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(90, 75), (40, 33, 50), (3, 120, 110)])
+@pytest.mark.parametrize("shape", [(90, 75), (40, 33, 50), (3, 120, 110), (270, 40)])
 @pytest.mark.parametrize("threshold", [0.4, 0.5, 0.6, 0.999])
 def test_larger_shapes_agree_with_scipy(shape, threshold):
     noise = ndimage.gaussian_filter(np.random.default_rng(0).random(shape), 4)
@@ -58,6 +62,16 @@ def test_larger_shapes_agree_with_scipy(shape, threshold):
     expected = ndimage.distance_transform_edt(~to.numpy()) ** 2
     found = squared_distance(~to[None, None, None], to[None, None, None], None, torch.float32)
     np.testing.assert_allclose(found[0, 0, 0], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("length", [127, 128, 129])  # the last one's squares need more than 16 bits
+def test_the_longest_way_through_a_patch_is_exact(length):
+    to = torch.zeros(1, 1, 1, length, length, length, dtype=torch.bool)
+    to[..., 0, -1, 0] = True
+    steps = torch.arange(length, dtype=torch.float64) ** 2
+    expected = steps[:, None, None] + steps.flip(0)[:, None] + steps
+    found = squared_distance(~to, to, None, torch.float32)
+    torch.testing.assert_close(found[0, 0, 0].double(), expected, rtol=0, atol=0)
 
 
 def test_large_images_are_worked_on_in_blocks(monkeypatch):

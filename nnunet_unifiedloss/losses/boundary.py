@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from typing_extensions import Unpack
 
@@ -140,7 +142,7 @@ class HausdorffDTLoss(SegmentationLoss):
         if self.alpha != 2:
             reference, prediction = (d.pow(self.alpha / 2) for d in (reference, prediction))
         weight = prediction.add_(reference)
-        return view.mean_over_voxels((errors.square() * weight).flatten(2).sum(2) / weight.shape[2])
+        return view.mean_over_voxels(_WeightedSquares.apply(errors, weight) / weight.shape[2])
 
 
 class HausdorffERLoss(SegmentationLoss):
@@ -263,6 +265,29 @@ class ShapeAwareLoss(SegmentationLoss):
             distance = (squared.sqrt() * curve).flatten(2).sum(2) / length
             penalty = wrong[:, :, 0] * distance.view(*length.shape, *(1 for _ in wrong.shape[3:]))
         return view.mean_over_voxels((1 + penalty) * view.cross_entropy)
+
+
+class _WeightedSquares(torch.autograd.Function):
+    """Σ weights · values² of each sample and group, (B, G), with one product to go back."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401 (torch's own type)
+        values: Tensor,
+        weights: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(values, weights)
+        return values.square().mul_(weights).flatten(2).sum(2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any,  # noqa: ANN401
+        grad: Tensor,
+    ) -> tuple[Tensor, None]:
+        values, weights = ctx.saved_tensors
+        grad = 2 * grad.view(*grad.shape, *(1 for _ in values.shape[2:]))
+        return (values * weights).mul_(grad), None
 
 
 def _curve(label: Tensor, counting: Tensor) -> Tensor:

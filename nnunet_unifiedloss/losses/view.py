@@ -145,15 +145,9 @@ class View(ABC):
     def squared_distance(self, mask: Tensor, *, side: str, spacing: Spacing) -> Tensor:
         """As :meth:`distances`, for any mask (B, G, K, *S)."""
         complement = ~mask & self.counting
-        if side == "both":
-            return self._distance_of(mask, complement, spacing).add_(
-                self._distance_of(complement, mask, spacing)
-            )
-        of, to = (mask, complement) if side == "inside" else (complement, mask)
-        return self._distance_of(of, to, spacing)
-
-    def _distance_of(self, of: Tensor, to: Tensor, spacing: Spacing) -> Tensor:
-        return squared_distance(of, to, self.voxel_size(spacing), self.cross_entropy.dtype)
+        of, to = (complement, mask) if side == "outside" else (mask, complement)
+        size, dtype = self.voxel_size(spacing), self.cross_entropy.dtype
+        return squared_distance(of, to, size, dtype, both=side == "both")
 
     def voxel_size(self, spacing: Spacing) -> Spacing:
         """The size of this view's voxels, given that of the image's."""
