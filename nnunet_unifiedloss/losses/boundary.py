@@ -254,8 +254,9 @@ class ShapeAwareLoss(SegmentationLoss):
     def evaluate(self, view: View) -> Tensor:
         """Mean of (1 + E) · CE."""
         with torch.no_grad():
-            predicted = view.probabilities.argmax(2, keepdim=True)
-            reference = view.one_hot.to(torch.uint8).argmax(2, keepdim=True)
+            # on the CPU the indices of a maximum are there several times sooner than argmax
+            predicted = view.probabilities.max(2, keepdim=True).indices
+            reference = view.one_hot.to(torch.uint8).max(2, keepdim=True).indices
             wrong = (predicted != reference) & view.counting
             curve = _curve(predicted, view.counting)
             squared = view.squared_distance(
