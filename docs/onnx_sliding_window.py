@@ -125,9 +125,11 @@ def slide(session, data, model):
     importance = np.zeros(patch)
     importance[tuple(length // 2 for length in patch)] = 1
     importance = gaussian_filter(importance, [length / 8 for length in patch], mode="constant")
-    importance = np.maximum(importance, importance[importance > 0].min()).astype(np.float32)
-    logits = np.zeros((len(model["output_channels"]), *size), np.float32)
-    weights = np.zeros(size, np.float32)
+    importance = (10 / importance.max() * importance).astype(np.float16)
+    importance = np.maximum(importance, importance[importance > 0].min())
+    # nnU-Net sums in half precision: what that rounds away decides between labels nearly level
+    logits = np.zeros((len(model["output_channels"]), *size), np.float16)
+    weights = np.zeros(size, np.float16)
     starts = [range(length) for length in size[:flat]]
     starts += [window_starts(*each) for each in zip(size[flat:], patch, strict=True)]
     for start in itertools.product(*starts):
