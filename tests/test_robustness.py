@@ -19,13 +19,16 @@ from PIL import Image
 from nnunet_unifiedloss.naming import catalogue
 
 ITERATIONS = 20
-VOLUMES = [(1, 33, 41), (1, 29, 37), (5, 31, 35), (9, 40, 27), (12, 33, 33), (7, 37, 45)]
+VOLUMES = [(1, 33, 41), (9, 40, 27), (1, 29, 37), (5, 31, 35), (12, 33, 33), (1, 37, 45)]
 IMAGES = [(33, 47), (51, 39), (35, 35), (64, 31), (45, 57), (37, 41)]
 DATASETS = {"volumes": "Dataset011_Volumes", "images": "Dataset012_Images"}
 
 
 def labels_of(shape: tuple[int, ...], number: int) -> np.ndarray:
-    """Cases 0 and 1 are empty, 2 and 3 have a single voxel, class 2 is in case 4 only."""
+    """Cases 0 and 1 are empty, 2 and 3 have a single voxel, class 2 is in case 4 only.
+
+    Of the volumes of one voxel's thickness one is empty, one has a single voxel, one a lesion.
+    """
     labels = np.zeros(shape, np.uint8)
     centre = tuple(length // 2 for length in shape)
     if number in (2, 3):

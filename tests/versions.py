@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SHOWN = ("nnunetv2", "torch", "numpy", "scipy", "pandas")
@@ -32,16 +33,21 @@ SETS = {"lowest": TESTS, "onnx": GRAPHS, "newest": [*TESTS, *GRAPHS]}
 PASSED = re.compile(r"\d+ passed(, \d+ (skipped|deselected|warnings?))*")
 
 
-def requirements(name: str) -> tuple[list[str], list[str]]:
-    """What pip is told for a set: requirements and constraints."""
+def project() -> dict[str, Any]:
+    """What pyproject.toml says about the project."""
     import tomllib  # Python 3.11; the environments may be older than what runs this
 
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = project["optional-dependencies"]
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    return dict(tomllib.loads(text)["project"])
+
+
+def requirements(name: str) -> tuple[list[str], list[str]]:
+    """What pip is told for a set: requirements and constraints."""
+    extras = project()["optional-dependencies"]
     tools = [line for line in extras["test"] if line.startswith(("pytest", "hypothesis"))]
     if name == "newest":
         return [".[onnx]", *tools], []
-    lines = [*project["dependencies"], *tools, *(extras["onnx"] if name == "onnx" else [])]
+    lines = [*project()["dependencies"], *tools, *(extras["onnx"] if name == "onnx" else [])]
     bounds = dict(line.split(">=") for line in lines)  # an extra raises what others need
     package = ".[onnx]" if name == "onnx" else "."
     return [package, *tools], [f"{other}=={bound}" for other, bound in bounds.items()]
