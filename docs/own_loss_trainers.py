@@ -14,7 +14,7 @@ class PowerCrossEntropyLoss(SegmentationLoss):
 
     def __init__(self, *, power: float = 1.5, **options) -> None:
         super().__init__(**options)
-        self.power = check_number("power", power, above=True)
+        self.power = check_number("power", power, minimum=1)  # below it the slope at 0 is infinite
 
     def evaluate(self, view: View) -> Tensor:
         """Mean of CE^power over the voxels that count."""

@@ -219,9 +219,11 @@ def test_the_loss_of_ones_own_is_found_and_trained_with(monkeypatch):
     loss = trainer.loss_class(**trainer.loss_parameters)
     logits, target = torch.zeros(1, 2, 3, 3), torch.zeros(1, 1, 3, 3)
     assert loss(logits, target).item() == pytest.approx(math.log(2) ** 2)
-    module = (ROOT / "docs" / "own_loss_trainers.py").read_text(encoding="utf-8")
+    ignoring = trainer.loss_class(power=1, ignore_label=2)
+    ignoring(logits.requires_grad_(), 2 * target.add(1)).backward()
+    assert torch.equal(logits.grad, torch.zeros_like(logits))
     (shown,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert shown in module
+    assert shown == (ROOT / "docs" / "own_loss_trainers.py").read_text(encoding="utf-8")
 
 
 def test_the_supported_versions_are_those_that_were_measured():
