@@ -6,12 +6,13 @@ takes seconds; where a step kills it, the steps after it get a new one.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,6 +20,9 @@ from nnunet_unifiedloss import discovery
 
 DEVICES = ("cuda", "mps", "cpu")
 SECONDS_PER_PROBE = 300
+
+
+Request = Mapping[str, Any]  # which steps, and what they need to know
 
 
 @dataclass(frozen=True)
@@ -29,19 +33,19 @@ class Probe:
     errors: dict[str, str]
 
 
-def _probe_workers(device: str | None) -> int:
+def _probe_workers(_request: Request) -> int:
     from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
     return int(get_allowed_n_proc_DA())
 
 
-def _probe_torch(device: str | None) -> dict[str, Any]:
+def _probe_torch(_request: Request) -> dict[str, Any]:
     import torch
 
     return {"version": torch.__version__, "gpu_build": torch.version.cuda or torch.version.hip}
 
 
-def _probe_torchvision(device: str | None) -> str:
+def _probe_torchvision(_request: Request) -> str:
     import torch
 
     torchvision = importlib.import_module("torchvision")
@@ -49,9 +53,10 @@ def _probe_torchvision(device: str | None) -> str:
     return str(torchvision.__version__)
 
 
-def _probe_device(device: str | None) -> dict[str, Any]:
+def _probe_device(request: Request) -> dict[str, Any]:
     import torch
 
+    device = request["device"]
     usable = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     available = [name for name in DEVICES if usable.get(name, True)]
     chosen = device or available[0]
@@ -61,31 +66,55 @@ def _probe_device(device: str | None) -> dict[str, Any]:
     return {"available": available, "chosen": chosen, "name": name}
 
 
-def _probe_look_up(device: str | None) -> dict[str, Any]:
+def _probe_look_up(_request: Request) -> dict[str, Any]:
     return asdict(discovery.look_up())
 
 
-_STEPS: dict[str, Callable[[str | None], Any]] = {
+def _probe_trainers(request: Request) -> dict[str, str]:
+    """Why nnU-Net's look-up does not find trainers."""
+    reasons = {name: _why_not_found(name) for name in request["trainers"]}
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
+def _why_not_found(trainer: str) -> str | None:
+    from nnunet_unifiedloss.naming import catalogue
+
+    try:
+        if discovery.host_look_up(trainer) is not None:
+            return None
+    except Exception as error:  # a name of ours that breaks the grammar says what is right
+        return str(error)
+    known = [entry.trainer for entry in catalogue()]
+    close = difflib.get_close_matches(trainer.partition("_")[0], [*known, "nnUNetTrainer"])
+    meant = (
+        f"did you mean {' or '.join(close)}?" if close else "set nnUNet_extTrainer to its folder"
+    )
+    return f"{trainer}: nnU-Net finds no such trainer; remedy: {meant}"
+
+
+_STEPS: dict[str, Callable[[Request], Any]] = {
     "workers": _probe_workers,
     "torch": _probe_torch,
     "torchvision": _probe_torchvision,
     "device": _probe_device,
     "look-up": _probe_look_up,
+    "trainers": _probe_trainers,
 }
+_ENVIRONMENT = ("workers", "torch", "torchvision", "device", "look-up")
 _CHILD = """
 import json, sys
 request = json.load(sys.stdin)
 sys.path[:] = request["path"]
 from nnunet_unifiedloss.probe import take_steps
-take_steps(request["steps"], request["device"])
+take_steps(request)
 """
 
 
-def take_steps(steps: Sequence[str], device: str | None) -> None:
+def take_steps(request: Request) -> None:
     """Run steps of the probe in this process and write one line of JSON for each to stdout."""
-    for step in steps:
+    for step in request["steps"]:
         try:
-            report = {"step": step, "value": _STEPS[step](device)}
+            report = {"step": step, "value": _STEPS[step](request)}
         except Exception as error:  # whatever it is, it is the finding
             text = " ".join(f"{type(error).__name__}: {error}".split())
             report = {"step": step, "error": text[:400]}
@@ -94,10 +123,25 @@ def take_steps(steps: Sequence[str], device: str | None) -> None:
 
 
 def probe_environment(device: str | None) -> Probe:
-    """Take all steps; a step that kills or blocks its process becomes an error."""
-    probe, remaining = Probe({}, {}), list(_STEPS)
+    """What the doctor asks for; a step that kills or blocks its process becomes an error."""
+    return _take_all(_ENVIRONMENT, device=device)
+
+
+def check_trainers(trainers: Iterable[str]) -> None:
+    """Refuse trainers that nnU-Net's own look-up does not find; it takes seconds.
+
+    Raises:
+        ValueError: It does not find one, or the look-up itself fails.
+    """
+    probe = _take_all(("trainers",), trainers=list(trainers))
+    for problem in [*probe.errors.values(), *probe.values.get("trainers", {}).values()]:
+        raise ValueError(f"-tr {problem}")
+
+
+def _take_all(steps: Sequence[str], **options: Any) -> Probe:  # noqa: ANN401 (what JSON can hold)
+    probe, remaining = Probe({}, {}), list(steps)
     while remaining:
-        output, end = _run_child({"path": sys.path, "steps": remaining, "device": device})
+        output, end = _run_child({"path": sys.path, "steps": remaining, **options})
         for line in output.splitlines():
             if line.startswith('{"step": '):
                 report = json.loads(line)
@@ -109,7 +153,7 @@ def probe_environment(device: str | None) -> Probe:
     return probe
 
 
-def _run_child(request: dict[str, Any]) -> tuple[str, str]:
+def _run_child(request: Request) -> tuple[str, str]:
     """Output of a process that takes steps, and how it ended."""
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
         try:

@@ -397,6 +397,25 @@ def test_trainers_that_nnunet_would_not_find(folders, capsys, monkeypatch):
     assert main(["sweep", "-d", "4", "-c", "2d", "-f", "0", "-tr", *names]) == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "nnUNetTrainerUnifedFocal",
+            "nnU-Net finds no such trainer; remedy: did you mean",
+        ),
+        ("nnUNetTrainerUnifiedFocal_detla0.7", "unknown part 'detla0.7'; did you mean 'delta'?"),
+        ("nnUNetTrainerUnifiedFocal_gamma1", "gamma: must be >= 0 and < 1, got 1"),
+    ],
+)
+def test_misspelt_trainers(folders, command, capsys, name, message):
+    """Not fold by fold, but before anything is done, and in a dry run too."""
+    assert main([*command, name, "--dry-run"]) == 1
+    shown = capsys.readouterr()
+    assert f"-tr {name}: {message}" in shown.err
+    assert not shown.out
+
+
 def test_without_slurm_the_launcher_says_so(folders, monkeypatch, command, capsys):
     monkeypatch.setenv(discovery.VARIABLE, str(discovery.trainers_folder()))
     monkeypatch.setenv("PATH", str(folders["nnUNet_raw"]))

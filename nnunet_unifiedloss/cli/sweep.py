@@ -64,6 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     jobs = _jobs(arguments)
     if arguments.status:
         return _show_status(arguments, jobs)
+    _check_trainers(arguments.tr, jobs)
     if arguments.dry_run:
         return _show_commands(jobs)
     return _launch(arguments, jobs)
@@ -125,6 +126,16 @@ def _jobs(arguments: argparse.Namespace) -> list[Job]:
     ]
 
 
+def _check_trainers(trainers: Sequence[str], jobs: Sequence[Job]) -> None:
+    """Refuse names that nnU-Net does not find: rather now than fold by fold."""
+    from nnunet_unifiedloss.discovery import check_found
+    from nnunet_unifiedloss.probe import check_trainers
+
+    check_found(trainers)
+    if not all(job.is_done() for job in jobs):
+        check_trainers(dict.fromkeys(trainers))
+
+
 def _training_flags(arguments: argparse.Namespace) -> list[str]:
     """The flags that are nnUNetv2_train's own."""
     flags = ["-device", arguments.device] if arguments.device else []
@@ -160,11 +171,9 @@ def _show_commands(jobs: Sequence[Job]) -> int:
 
 
 def _launch(arguments: argparse.Namespace, jobs: Sequence[Job]) -> int:
-    from nnunet_unifiedloss.discovery import check_found
     from nnunet_unifiedloss.sweep.display import Display
     from nnunet_unifiedloss.terminal import make_console
 
-    check_found(arguments.tr)
     if arguments.compare:  # rather now than after days of training
         from nnunet_unifiedloss.compare.report import check_report_folder
 
