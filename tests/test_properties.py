@@ -38,6 +38,7 @@ NOT_MONOTONE = {
 
 # of parameters by name, or by loss and name where a loss has its own
 SHARE = st.floats(0, 1)
+POSITIVE = st.floats(0.01, 1)
 RANGES = {
     "alpha": SHARE,
     "beta": SHARE,
@@ -55,6 +56,8 @@ RANGES = {
     "window": st.sampled_from([3, 5, 9]),
     "c": st.floats(1e-3, 1),
     "ExponentialLogarithmicLoss smooth": st.sampled_from([1e-7, 1e-5, 1]),
+    **{f"{name} beta": POSITIVE for name in ("TverskyLoss", "FocalTverskyLoss")},
+    "DiceBoundaryLoss alpha": POSITIVE,
     "AsymmetricSimilarityLoss beta": st.floats(0.1, 3),
     "FocalTverskyLoss gamma": st.floats(0.3, 3),
     "PenaltyGeneralizedDiceLoss k": st.floats(0.1, 10),
@@ -74,7 +77,9 @@ def parameters_in_range(draw, name: str, regions: bool, dims: int) -> dict[str, 
     drawn = {}
     for parameter in inspect.signature(getattr(losses, name)).parameters:
         if parameter == "spacing":
-            drawn[parameter] = draw(st.none() | st.tuples(*[st.floats(0.3, 5)] * dims))
+            # as published, φ has the wrong sign in the object where voxels are smaller than 1
+            smallest = 1 if "Boundary" in name else 0.3
+            drawn[parameter] = draw(st.none() | st.tuples(*[st.floats(smallest, 5)] * dims))
         elif parameter == "class_weights":
             drawn[parameter] = draw(st.tuples(*[st.floats(0.1, 5)] * (2 if regions else 3)))
         elif parameter not in options:

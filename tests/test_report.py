@@ -249,7 +249,9 @@ def test_the_command_prints_json_only(folders, capsys):
     ("change", "message"),
     [
         (["-d", "77"], "data set 77: no folder Dataset077_"),
-        (["-tr", "nnUNetTrainerNone"], "nnUNetTrainerNone: not finished on Dataset004_Made"),
+        (["-tr", "nnUNetTrainerNone"], "-tr nnUNetTrainerNone: nothing was trained with it on"),
+        (["-c", "4d"], "-c 4d: nothing was trained with it on Dataset004_Made; there is 3d_f"),
+        (["-p", "Nope"], "-p Nope: nothing was trained with it"),
         (["--metrics", "DSC"], "unknown metric DSC; possible: Dice"),
         (["--baseline", "nnUNetTrainerNone"], "baseline 'nnUNetTrainerNone' is none of"),
         (["-f", "7"], "no finished training to compare"),
@@ -259,7 +261,9 @@ def test_the_command_prints_json_only(folders, capsys):
 def test_bad_arguments_are_named(folders, capsys, tmp_path, change, message):
     folder = tmp_path / "report"
     assert main([*COMMAND.split(), "-o", str(folder), *change]) == 1
-    assert message in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert "Measuring" not in shown
     assert not folder.exists()
 
 

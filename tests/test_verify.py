@@ -316,8 +316,8 @@ def test_what_is_no_archive(content, pack, tmp_path):
     path = pack(content)
     path.write_bytes(path.read_bytes()[:-1000])
     refused(path, "not a zip archive, or cut short")
-    with pytest.raises(FileNotFoundError):
-        verify(tmp_path / "missing.zip")
+    refused(tmp_path / "missing.zip", "no such file; remedy")
+    refused(tmp_path, "a folder; remedy")
 
 
 def test_the_command(content, pack, capsys, tmp_path):

@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnunet_unifiedloss.cli.arguments import positive
+from nnunet_unifiedloss.cli.arguments import fold, positive
 from nnunet_unifiedloss.trainings import DEFAULT_FOLDS, DEFAULT_PLANS
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("-c", nargs="+", default=["3d_fullres"], metavar="CONFIGURATION", help="(3d_fullres)")
     add("-tr", nargs="+", metavar="TRAINER", help="trainers (default: all that finished)")
     add("-p", nargs="+", default=[DEFAULT_PLANS], metavar="PLANS", help=f"({DEFAULT_PLANS})")
-    add("-f", nargs="+", default=list(DEFAULT_FOLDS), metavar="FOLD", help="folds (0 1 2 3 4)")
+    folds = list(DEFAULT_FOLDS)
+    add("-f", nargs="+", type=fold, default=folds, metavar="FOLD", help="or all (0 1 2 3 4)")
     add("-o", type=Path, metavar="DIR", help="folder for the report; without it, none is written")
     add("--baseline", metavar="TRAINER", help="(default: nnUNetTrainer if it is there)")
     add("--metrics", nargs="+", metavar="METRIC", help="to compare, the one to rank by first (all)")
@@ -53,7 +54,11 @@ def run(arguments: argparse.Namespace) -> int:
     with Progress(
         *Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True)
     ) as bars:
-        task = bars.add_task("Measuring", total=None)
+
+        def show(done: int, total: int) -> None:
+            task = bars.task_ids[0] if bars.task_ids else bars.add_task("Measuring")
+            bars.update(task, completed=done, total=total)
+
         comparison = compare(
             arguments.d,
             arguments.c,
@@ -66,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
             empty=arguments.empty,
             strict=arguments.strict,
             processes=arguments.np,
-            progress=lambda done, total: bars.update(task, completed=done, total=total),
+            progress=show,
         )
     page = None
     if arguments.o is not None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnunet_unifiedloss.cli.arguments import positive
+from nnunet_unifiedloss.cli.arguments import fold, positive
 from nnunet_unifiedloss.probe import DEVICES
 from nnunet_unifiedloss.trainings import DEFAULT_FOLDS, DEFAULT_PLANS
 
@@ -31,7 +31,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     several("-c", "configurations: 2d, 3d_fullres, …", "CONFIGURATION")
     several("-tr", "trainers", "TRAINER")
     several("-p", "plans (default: nnUNetPlans)", "PLANS")
-    several("-f", "folds, or all (default: 0 1 2 3 4)", "FOLD", type=_fold)
+    several("-f", "folds, or all (default: 0 1 2 3 4)", "FOLD", type=fold)
     command.add_argument("-device", choices=DEVICES, help="(default: that of nnUNetv2_train, cuda)")
     command.add_argument("-num_gpus", type=positive, metavar="N", help="GPUs of one training")
     command.add_argument("--npz", action="store_true", help="keep probabilities, for ensembles")
@@ -46,12 +46,6 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="print the status as JSON")
     command.add_argument("--compare", action="store_true", help="run compare when all is done")
     command.add_argument("-o", metavar="DIR", default="report", help="folder of compare's report")
-
-
-def _fold(text: str) -> str:
-    if text != "all" and not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be a whole number or 'all', got {text!r}")
-    return text if text == "all" else str(int(text))
 
 
 def run(arguments: argparse.Namespace) -> int:

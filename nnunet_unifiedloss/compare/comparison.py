@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,7 @@ from nnunet_unifiedloss.compare.results import (
     REFERENCE_VOLUME,
     Results,
     collect,
+    name_methods,
     select_trainings,
 )
 from nnunet_unifiedloss.naming import loss_of
@@ -165,6 +166,9 @@ def compare(
     """
     check_metrics(metrics)
     trainings, notes = select_trainings(datasets, configurations, trainers, plans, folds)
+    methods = name_methods(trainings)
+    # a wrong name is told before hours of measuring
+    _baseline(baseline, {(item.trainer, method) for item, method in methods.items()})
     results = collect(
         trainings, tolerance=tolerance, empty=empty, processes=processes, progress=progress
     )
@@ -224,7 +228,8 @@ def analyse(
     if not present:
         raise ValueError(f"the results have no metric {', '.join(chosen)}")
     methods = sorted(table["method"].unique())
-    name = _baseline(baseline, results.table, methods)
+    named = set(zip(results.table["trainer"], results.table["method"], strict=True))
+    name = _baseline(baseline, named)
     settings = Settings(name, tuple(present), tolerance, empty, samples, seed)
     if baseline is None and name != "nnUNetTrainer" and len(methods) > 1:
         results.notes.append(f"the baseline is {name}; --baseline names another")
@@ -258,16 +263,17 @@ def _dataset_ranks(ranking: pd.DataFrame, settings: Settings) -> pd.DataFrame:
     return primary.pivot_table(index="dataset", columns="method", values="mean_rank")
 
 
-def _baseline(asked: str | None, table: pd.DataFrame, methods: Sequence[str]) -> str:
+def _baseline(asked: str | None, names: Collection[tuple[str, str]]) -> str:
+    """The method that the others are compared with, given every trainer and its methods."""
+    methods = sorted({method for _, method in names})
     if asked is None:
-        ours = table["trainer"].map(lambda trainer: loss_of(trainer) is not None)
-        host = table[~ours].sort_values("trainer", key=lambda names: names.str.len())
-        return str(host["method"].iloc[0]) if len(host) else methods[0]
+        host = [pair for pair in names if loss_of(pair[0]) is None]
+        return min(host, key=lambda pair: (len(pair[0]), *pair))[1] if host else methods[0]
     if asked in methods:
         return asked
-    named = sorted(table.loc[table["trainer"] == asked, "method"].unique())
+    named = sorted({method for trainer, method in names if trainer == asked})
     if len(named) == 1:
-        return str(named[0])
+        return named[0]
     found = "several: " + ", ".join(named) if named else "none of " + ", ".join(methods)
     raise ValueError(f"baseline {asked!r} is {found}; remedy: name one of them with --baseline")
 

@@ -23,7 +23,15 @@ from nnunet_unifiedloss.trainings import (
     state,
 )
 
-__all__ = ["COLUMNS", "EMPTY_CHOICES", "REFERENCE_VOLUME", "Results", "collect", "select_trainings"]
+__all__ = [
+    "COLUMNS",
+    "EMPTY_CHOICES",
+    "REFERENCE_VOLUME",
+    "Results",
+    "collect",
+    "name_methods",
+    "select_trainings",
+]
 
 COLUMNS = [
     *("dataset", "configuration", "plans", "trainer", "method", "fold"),
@@ -73,10 +81,12 @@ def select_trainings(
 
     Raises:
         ValueError: A trainer that was asked for, or every one, has not finished; the message says
-            which folds are missing.
+            which folds are missing, or what there is where nothing has the name.
     """
     results = nnunet_folder("nnUNet_results")
     names = sorted({dataset_name(dataset) for dataset in datasets})
+    there = [item for name in names for item in find_trainings(results, name)]
+    _check_names(there, {"-tr": trainers or (), "-c": configurations, "-p": plans}, names)
     wanted = {
         (dataset, configuration, identifier, str(fold))
         for dataset in names
@@ -85,7 +95,7 @@ def select_trainings(
         for fold in folds
     }
     candidates: dict[str, list[Training]] = {trainer: [] for trainer in trainers or ()}
-    for training in (item for name in names for item in find_trainings(results, name)):
+    for training in there:
         place = training.dataset, training.configuration, training.plans, training.fold
         if place in wanted and (trainers is None or training.trainer in candidates):
             candidates.setdefault(training.trainer, []).append(training)
@@ -103,6 +113,24 @@ def select_trainings(
         raise ValueError(_nothing_to_compare(missing, results, names, configurations, plans))
     chosen = [item for trainer in finished if trainer not in missing for item in finished[trainer]]
     return sorted(chosen), [f"left out: {text}" for text in sorted(missing.values())]
+
+
+def _check_names(
+    there: Sequence[Training], asked: Mapping[str, Sequence[str]], datasets: Sequence[str]
+) -> None:
+    """A ValueError names what no training has, which may be misspelt, and what there is."""
+    known = {
+        "-tr": {item.trainer for item in there},
+        "-c": {item.configuration for item in there},
+        "-p": {item.plans for item in there},
+    }
+    for flag, values in asked.items():
+        unknown = [value for value in values if value not in known[flag]]
+        if there and unknown:
+            raise ValueError(
+                f"{flag} {' '.join(unknown)}: nothing was trained with it on "
+                f"{', '.join(datasets)}; there is {', '.join(sorted(known[flag]))}"
+            )
 
 
 def _unfinished(wanted: Iterable[tuple[str, ...]], found: Collection[Training]) -> str:
@@ -139,6 +167,12 @@ def _nothing_to_compare(
     )
 
 
+def name_methods(trainings: Sequence[Training]) -> dict[Training, str]:
+    """What is compared: trainers, with plans and configuration where there are several of these."""
+    several = len({(item.configuration, item.plans) for item in trainings}) > 1
+    return {item: item.model if several else item.trainer for item in trainings}
+
+
 def collect(
     trainings: Sequence[Training],
     *,
@@ -172,8 +206,7 @@ def collect(
     if tolerance is not None and not (tolerance >= 0 and math.isfinite(tolerance)):
         raise ValueError(f"tolerance must be a distance in mm ≥ 0, got {tolerance}")
     root = nnunet_folder("nnUNet_results")
-    several = len({(item.configuration, item.plans) for item in trainings}) > 1
-    methods = {item: item.model if several else item.trainer for item in trainings}
+    methods = name_methods(trainings)
     cases = {training: validated_cases(training, root) for training in trainings}
     segmentations = [case.segmentation for found in cases.values() for case in found]
     measured = measure(segmentations, tolerance=tolerance, processes=processes, progress=progress)

@@ -103,9 +103,13 @@ def open_archive(path: Path) -> Iterator[Archive]:
     """Open an archive for reading.
 
     Raises:
-        ArchiveError: It is no zip archive, or holds a name or a size that is refused.
+        ArchiveError: There is none, or it is no zip archive, or holds a name or a size that is
+            refused.
         OSError: It cannot be read.
     """
+    if not path.is_file():
+        found = "a folder" if path.is_dir() else "no such file"
+        raise ArchiveError(f"{path}: {found}; remedy: name the archive that export wrote")
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, NotImplementedError) as error:
