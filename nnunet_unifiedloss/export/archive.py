@@ -103,13 +103,9 @@ def open_archive(path: Path) -> Iterator[Archive]:
     """Open an archive for reading.
 
     Raises:
-        ArchiveError: There is none, or it is no zip archive, or holds a name or a size that is
-            refused.
+        ArchiveError: It is no zip archive, or holds a name or a size that is refused.
         OSError: It cannot be read.
     """
-    if not path.is_file():
-        found = "a folder" if path.is_dir() else "no such file"
-        raise ArchiveError(f"{path}: {found}; remedy: name the archive that export wrote")
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, NotImplementedError) as error:
@@ -140,7 +136,15 @@ def check_expansion(content: bytes, name: str) -> None:
 
 
 def archive_digest(path: Path) -> str:
-    """The SHA-256 of a file."""
+    """The SHA-256 of an archive.
+
+    Raises:
+        ArchiveError: There is no such file.
+        OSError: It cannot be read.
+    """
+    if not path.is_file():
+        found = "a folder" if path.is_dir() else "no such file"
+        raise ArchiveError(f"{path}: {found}; remedy: name the archive that export wrote")
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**20):
