@@ -226,6 +226,22 @@ def test_the_loss_of_ones_own_is_found_and_trained_with(monkeypatch):
     assert shown == (ROOT / "docs" / "own_loss_trainers.py").read_text(encoding="utf-8")
 
 
+def test_the_numbers_beside_those_of_others_are_ours(monkeypatch):
+    """What docs/numerics.md says; rounding may differ from machine to machine."""
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import numerics
+
+    page = TEXTS[ROOT / "docs" / "numerics.md"]
+    for *row, relative, absolute in numerics.agreement():
+        assert f"| {' | '.join(row)} |" in page
+        assert float(relative) < 1e-6
+        assert float(absolute) < 1e-6
+    pytest.importorskip("monai")
+    for row in numerics.differences():
+        assert f"| {' | '.join(row)} |" in page
+    assert numerics.absent_class() in page
+
+
 def test_the_supported_versions_are_those_that_were_measured():
     """A lower bound that is changed without a measurement, or a failed one, shows here."""
     pytest.importorskip("tomllib", reason="Python 3.11")
