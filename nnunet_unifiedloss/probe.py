@@ -135,7 +135,7 @@ def check_trainers(trainers: Iterable[str]) -> None:
     """
     probe = _take_all(("trainers",), trainers=list(trainers))
     for problem in [*probe.errors.values(), *probe.values.get("trainers", {}).values()]:
-        raise ValueError(f"-tr {problem}")
+        raise ValueError(problem)
 
 
 def _take_all(steps: Sequence[str], **options: Any) -> Probe:  # noqa: ANN401 (what JSON can hold)

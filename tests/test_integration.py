@@ -121,11 +121,14 @@ def work(tmp_path) -> Path:
     return folder
 
 
+def words(work: Path, *options: str) -> list[str]:
+    matrix = ["--datasets", "998", "--folds", "0", "1", "--trainer", TRAINER]
+    return ["--data", str(work.parent), "--work", str(work), *matrix, *options]
+
+
 def check(work: Path, *options: str) -> int:
     """The exit code of a look at what is there."""
-    matrix = ["--datasets", "998", "--folds", "0", "1", "--trainer", TRAINER]
-    where = ["--data", str(work.parent), "--work", str(work), "--check-only"]
-    return run.main([*where, *matrix, *options])
+    return run.main(words(work, "--check-only", *options))
 
 
 def problems(work: Path, *options: str) -> list[str]:
@@ -285,13 +288,21 @@ def test_a_data_set_that_is_not_there(work):
 
 def test_other_settings_are_refused(work, capsys):
     assert problems(work) == []
+    assert not (work / "settings.json").exists()  # a look leaves nothing
+    run.check_settings(run.suite_of(run.parser().parse_args(words(work))), begin=True)
+    assert problems(work) == []
     assert check(work, "--cases", "20") == 2
     assert "was begun with" in capsys.readouterr().err
-    assert check(work, "--trainer", "nnUNetTrainerUnifiedFocal_delta9") == 2
-    assert "delta" in capsys.readouterr().err
     (work.parent / SOURCE).rmdir()
     assert check(work) == 2
     assert f"has no {SOURCE}" in capsys.readouterr().err
+
+
+def test_a_misspelt_trainer_is_refused_before_anything_is_done(work, capsys):
+    begun = sorted(work.rglob("*"))
+    assert run.main(words(work, "--trainer", "nnUNetTrainerUnifedFocal")) == 2
+    assert "did you mean nnUNetTrainerUnifiedFocal" in capsys.readouterr().err
+    assert sorted(work.rglob("*")) == begun
 
 
 def test_dice():

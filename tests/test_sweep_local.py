@@ -412,7 +412,7 @@ def test_misspelt_trainers(folders, command, capsys, name, message):
     """Not fold by fold, but before anything is done, and in a dry run too."""
     assert main([*command, name, "--dry-run"]) == 1
     shown = capsys.readouterr()
-    assert f"-tr {name}: {message}" in shown.err
+    assert f"{name}: {message}" in shown.err
     assert not shown.out
 
 

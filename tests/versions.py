@@ -158,7 +158,9 @@ def main() -> int:
     """Measure what is asked for and has no row yet; 1 where something was not as it should be."""
     asked, status = options(), 0
     if not os.environ.get("UNIFIEDLOSS_TEST_DATA"):
-        sys.exit("without UNIFIEDLOSS_TEST_DATA (see README.md) the trainings would be skipped")
+        sys.exit(
+            "without UNIFIEDLOSS_TEST_DATA (see docs/inside.md) the trainings would be skipped"
+        )
     asked.table.parent.mkdir(parents=True, exist_ok=True)
     for python, name in itertools.product(asked.python, asked.sets):
         row = {"versions": name, "Python": python_version(python)}

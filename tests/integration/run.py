@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,9 +36,10 @@ from integration.suite import (
     StepFailedError,
     Suite,
 )
-from nnunet_unifiedloss import naming
+from nnunet_unifiedloss import discovery
 from nnunet_unifiedloss.cli.arguments import positive
 from nnunet_unifiedloss.files import write_atomically
+from nnunet_unifiedloss.probe import check_trainers
 from nnunet_unifiedloss.processes import termination_as_exception
 from nnunet_unifiedloss.trainings import read_json, state
 
@@ -50,9 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     suite = suite_of(arguments)
     try:
-        check_settings(suite)
-        if naming.loss_of(suite.trainer):
-            naming.parse(suite.trainer)  # better now than after the preprocessing
+        if not arguments.check_only:  # better now than after the preprocessing
+            os.environ[discovery.VARIABLE] = str(discovery.trainers_folder())
+            check_trainers([suite.trainer])
+        check_settings(suite, begin=not arguments.check_only)
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -111,16 +114,18 @@ def parser() -> argparse.ArgumentParser:
     return parsed
 
 
-def check_settings(suite: Suite) -> None:
-    """Refuse to go on in a folder that was begun with other settings."""
+def check_settings(suite: Suite, *, begin: bool) -> None:
+    """Refuse to go on in a folder that was begun with other settings; note them in a new one."""
     settings = {
         name: getattr(suite, name) for name in ("trainer", "plans", "cases", "test_cases")
     } | {"source": str(suite.source), "folds": list(suite.folds)}
     if not (suite.source / SOURCE).is_dir():
         raise ValueError(f"--data {suite.source}: has no {SOURCE}; remedy: name its parent folder")
-    suite.work.mkdir(parents=True, exist_ok=True)
     path = suite.work / "settings.json"
     if not path.exists():
+        if not begin:
+            return
+        suite.work.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(settings, indent=4))
     if (before := read_json(path)) != settings:
         raise ValueError(
