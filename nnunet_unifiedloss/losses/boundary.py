@@ -11,14 +11,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from typing_extensions import Unpack
 
-from nnunet_unifiedloss.losses.base import (
-    Options,
-    SegmentationLoss,
-    check_count,
-    check_flag,
-    check_number,
-    check_spacing,
-)
+from nnunet_unifiedloss.losses.arguments import check_count, check_flag, check_number, check_spacing
+from nnunet_unifiedloss.losses.base import Options, SegmentationLoss
 from nnunet_unifiedloss.losses.neighbourhood import ErosionSum
 from nnunet_unifiedloss.losses.view import View
 

@@ -11,7 +11,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from typing_extensions import Unpack
 
-from nnunet_unifiedloss.losses.base import Options, SegmentationLoss, check_count, check_number
+from nnunet_unifiedloss.losses.arguments import check_count, check_number
+from nnunet_unifiedloss.losses.base import Options, SegmentationLoss
 from nnunet_unifiedloss.losses.distributed import maximum_over_ranks
 from nnunet_unifiedloss.losses.neighbourhood import parts, window_sum
 from nnunet_unifiedloss.losses.view import View

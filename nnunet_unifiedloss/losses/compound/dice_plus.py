@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from typing_extensions import Unpack
 
-from nnunet_unifiedloss.losses.base import CompoundLoss, Options, check_flag, check_number
+from nnunet_unifiedloss.losses.arguments import check_flag, check_number
+from nnunet_unifiedloss.losses.base import CompoundLoss, Options
 from nnunet_unifiedloss.losses.boundary import BoundaryLoss, HausdorffDTLoss
 from nnunet_unifiedloss.losses.distribution.cross_entropy import CrossEntropyLoss, TopKLoss
 from nnunet_unifiedloss.losses.distribution.focal import FocalLoss

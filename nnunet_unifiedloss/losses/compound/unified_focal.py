@@ -6,7 +6,8 @@ from typing import ClassVar
 
 from typing_extensions import Unpack
 
-from nnunet_unifiedloss.losses.base import CompoundLoss, Options, check_flag, check_number
+from nnunet_unifiedloss.losses.arguments import check_flag, check_number
+from nnunet_unifiedloss.losses.base import CompoundLoss, Options
 from nnunet_unifiedloss.losses.distribution.focal import AsymmetricFocalLoss, SymmetricFocalLoss
 from nnunet_unifiedloss.losses.region.tversky import (
     AsymmetricFocalTverskyLoss,

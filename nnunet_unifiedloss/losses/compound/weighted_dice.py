@@ -6,12 +6,8 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from nnunet_unifiedloss.losses.base import (
-    CompoundLoss,
-    Options,
-    check_flag,
-    check_number,
-)
+from nnunet_unifiedloss.losses.arguments import check_flag, check_number
+from nnunet_unifiedloss.losses.base import CompoundLoss, Options
 from nnunet_unifiedloss.losses.distribution.focal import SymmetricFocalLoss
 from nnunet_unifiedloss.losses.overlap import power, tversky_complement
 from nnunet_unifiedloss.losses.view import View

@@ -9,13 +9,8 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from nnunet_unifiedloss.losses.base import (
-    Options,
-    SegmentationLoss,
-    check_percentage,
-    check_spacing,
-    check_weights,
-)
+from nnunet_unifiedloss.losses.arguments import check_percentage, check_spacing, check_weights
+from nnunet_unifiedloss.losses.base import Options, SegmentationLoss
 from nnunet_unifiedloss.losses.selection import weights_of_largest
 from nnunet_unifiedloss.losses.view import View
 

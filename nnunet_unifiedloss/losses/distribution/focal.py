@@ -8,12 +8,8 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from nnunet_unifiedloss.losses.base import (
-    Options,
-    SegmentationLoss,
-    check_number,
-    check_weights,
-)
+from nnunet_unifiedloss.losses.arguments import check_number, check_weights
+from nnunet_unifiedloss.losses.base import Options, SegmentationLoss
 from nnunet_unifiedloss.losses.view import View
 
 

@@ -6,12 +6,8 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from nnunet_unifiedloss.losses.base import (
-    Options,
-    SegmentationLoss,
-    check_flag,
-    check_number,
-)
+from nnunet_unifiedloss.losses.arguments import check_flag, check_number
+from nnunet_unifiedloss.losses.base import Options, SegmentationLoss
 from nnunet_unifiedloss.losses.overlap import tversky_complement
 from nnunet_unifiedloss.losses.view import Counts, View
 

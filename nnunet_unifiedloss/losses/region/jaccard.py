@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from typing_extensions import Unpack
 
-from nnunet_unifiedloss.losses.base import Options, SegmentationLoss, check_flag, check_number
+from nnunet_unifiedloss.losses.arguments import check_flag, check_number
+from nnunet_unifiedloss.losses.base import Options, SegmentationLoss
 from nnunet_unifiedloss.losses.overlap import tversky_complement
 from nnunet_unifiedloss.losses.view import View
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 from typing_extensions import Unpack
 
-from nnunet_unifiedloss.losses.base import Options, SegmentationLoss, check_flag, check_number
+from nnunet_unifiedloss.losses.arguments import check_flag, check_number
+from nnunet_unifiedloss.losses.base import Options, SegmentationLoss
 from nnunet_unifiedloss.losses.view import View
 
 
