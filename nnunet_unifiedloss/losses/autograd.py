@@ -193,6 +193,35 @@ class WithTruth(torch.autograd.Function):
         return grad, grad.gather(1, label).mul_(slope), None, None, None
 
 
+class SquareSums(torch.autograd.Function):
+    """Σ weights · values² over all axes but the first two, with one product to go back."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        values: Tensor,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        ctx.save_for_backward(values, weights)
+        sums = []
+        for index, channel in enumerate(values.unbind(1)):  # one square at a time takes memory
+            square = channel.square()
+            if weights is not None:
+                square.mul_(weights[:, index])
+            sums.append(square.flatten(1).sum(1))
+        return torch.stack(sums, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any,  # noqa: ANN401
+        grad: Tensor,
+    ) -> tuple[Tensor, None]:
+        values, weights = ctx.saved_tensors
+        slope = values * (2 * grad.view(*grad.shape, *(1 for _ in values.shape[2:])))
+        return slope if weights is None else slope.mul_(weights), None
+
+
 class FocalTerm(torch.autograd.Function):
     """w_t · (1−p_t)^γ · CE as a function of CE, given 1 − p_t; see :func:`_weigh` for the weights.
 

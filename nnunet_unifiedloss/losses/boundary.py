@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from typing_extensions import Unpack
 
 from nnunet_unifiedloss.losses.arguments import check_count, check_flag, check_number, check_spacing
+from nnunet_unifiedloss.losses.autograd import SquareSums
 from nnunet_unifiedloss.losses.base import Options, SegmentationLoss
-from nnunet_unifiedloss.losses.neighbourhood import ErosionSum
+from nnunet_unifiedloss.losses.neighbourhood import ErosionSums
 from nnunet_unifiedloss.losses.view import View
 
 
@@ -136,7 +135,7 @@ class HausdorffDTLoss(SegmentationLoss):
         if self.alpha != 2:
             reference, prediction = (d.pow(self.alpha / 2) for d in (reference, prediction))
         weight = prediction.add_(reference)
-        return view.mean_over_voxels(_WeightedSquares.apply(errors, weight) / weight.shape[2])
+        return view.mean_over_voxels(SquareSums.apply(errors, weight) / weight.shape[2])
 
 
 class HausdorffERLoss(SegmentationLoss):
@@ -195,9 +194,9 @@ class HausdorffERLoss(SegmentationLoss):
         """Mean over voxels and classes of Σ_k k^α · e_k."""
         first = 0 if self.include_background else 1
         counting = None if view.ignored is None else view.counting
-        errors = view.errors[:, :, first:].square()
-        total = ErosionSum.apply(errors, self.alpha, self.erosions, counting)
-        return view.mean_over_voxels(total.mean(2))
+        errors = view.errors[:, :, first:]
+        sums: Tensor = ErosionSums.apply(errors, self.alpha, self.erosions, counting)
+        return view.mean_over_voxels(sums.mean(2))
 
 
 class ShapeAwareLoss(SegmentationLoss):
@@ -260,29 +259,6 @@ class ShapeAwareLoss(SegmentationLoss):
             distance = (squared.sqrt() * curve).flatten(2).sum(2) / length
             penalty = wrong[:, :, 0] * distance.view(*length.shape, *(1 for _ in wrong.shape[3:]))
         return view.mean_over_voxels((1 + penalty) * view.cross_entropy)
-
-
-class _WeightedSquares(torch.autograd.Function):
-    """Σ weights · values² of each sample and group, (B, G), with one product to go back."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,  # noqa: ANN401 (torch's own type)
-        values: Tensor,
-        weights: Tensor,
-    ) -> Tensor:
-        ctx.save_for_backward(values, weights)
-        return values.square().mul_(weights).flatten(2).sum(2)
-
-    @staticmethod
-    @once_differentiable
-    def backward(
-        ctx: Any,  # noqa: ANN401
-        grad: Tensor,
-    ) -> tuple[Tensor, None]:
-        values, weights = ctx.saved_tensors
-        grad = 2 * grad.view(*grad.shape, *(1 for _ in values.shape[2:]))
-        return (values * weights).mul_(grad), None
 
 
 def _curve(label: Tensor, counting: Tensor) -> Tensor:

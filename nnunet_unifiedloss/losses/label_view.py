@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nnunet_unifiedloss.losses.autograd import SoftmaxSplit, WithTruth
+from nnunet_unifiedloss.losses.autograd import SoftmaxSplit, SquareSums, WithTruth
 from nnunet_unifiedloss.losses.view import View
 
 
@@ -76,7 +76,8 @@ class LabelView(View):
     def squared_errors(self) -> tuple[Tensor, Tensor]:
         """Σ (y−p)² over the voxels of each class and over all others, (B, 1, C) each."""
         inside = self.sum_by_class(self.error.square())
-        return inside, self.others.square().flatten(2).sum(2)[:, None]
+        outside: Tensor = SquareSums.apply(self.others)
+        return inside, outside[:, None]
 
     def sum_by_class(self, values: Tensor) -> Tensor:
         """Sum a map (B, 1, *S) over the voxels of each true class, giving (B, 1, K).

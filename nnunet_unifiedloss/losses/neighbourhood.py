@@ -53,30 +53,32 @@ def parts(values: Tensor) -> list[tuple[slice, ...]]:
     return [(slice(None),) * SPATIAL]
 
 
-class ErosionSum(torch.autograd.Function):
-    """Σ_k k^α e_k with e_k = r_k / max r_k, r_k = max(mean over the cross of e_{k−1} − ½, 0).
+class ErosionSums(torch.autograd.Function):
+    """Σ_k k^α e_k over the voxels of each (B, G, K), from errors (B, G, K, *S).
 
-    The maximum is that of each (B, G, K); where nothing is left, e_k = 0.
+    e_0 is their square, e_k = r_k / max r_k with r_k = max(mean over the cross of e_{k−1} − ½, 0);
+    the maximum is that of each (B, G, K), and where nothing is left, e_k = 0.
     """
 
     @staticmethod
     def forward(
         ctx: Any,  # noqa: ANN401
-        values: Tensor,
+        errors: Tensor,
         alpha: float,
         erosions: int,
         counting: Tensor | None,
     ) -> Tensor:
-        total = torch.zeros_like(values)
-        ctx.alpha, ctx.erosions, kept = alpha, [], []
-        for part in parts(values):
-            eroded = _erode(values[part], erosions, None if counting is None else counting[part[0]])
+        sums = errors.new_zeros(errors.shape[:SPATIAL])
+        ctx.alpha, ctx.erosions, kept = alpha, [], [errors]
+        for part in parts(errors):
+            mask = None if counting is None else counting[part[0]]
+            eroded = _erode(errors[part].square(), erosions, mask)
             for k, (left, _) in enumerate(eroded, 1):
-                total[part].add_(left, alpha=float(k**alpha))
+                sums[part].add_(left.flatten(SPATIAL).sum(SPATIAL), alpha=float(k**alpha))
             ctx.erosions.append(len(eroded))
             kept += [tensor for pair in eroded for tensor in pair]
         ctx.save_for_backward(*kept)
-        return total
+        return sums
 
     @staticmethod
     @once_differentiable
@@ -84,12 +86,15 @@ class ErosionSum(torch.autograd.Function):
         ctx: Any,  # noqa: ANN401
         grad: Tensor,
     ) -> tuple[Tensor, None, None, None]:
-        kept = iter(ctx.saved_tensors)
-        slopes = torch.zeros_like(grad)
-        for part, erosions in zip(parts(grad), ctx.erosions, strict=True):
-            eroded = [(next(kept), next(kept)) for _ in range(erosions)]
+        errors, *kept = ctx.saved_tensors
+        pairs = zip(kept[::2], kept[1::2], strict=True)
+        slopes = torch.zeros_like(errors)
+        grad = grad.view(*grad.shape, *(1 for _ in errors.shape[SPATIAL:]))
+        for part, erosions in zip(parts(errors), ctx.erosions, strict=True):
+            eroded = list(itertools.islice(pairs, erosions))
             if eroded:
-                slopes[part] = _slope(grad[part], eroded, ctx.alpha)
+                slope = _slope(grad[part], eroded, ctx.alpha)
+                slopes[part] = slope.mul_(errors[part]).mul_(2)
         return slopes, None, None, None
 
 
@@ -117,7 +122,7 @@ def _erode(values: Tensor, erosions: int, counting: Tensor | None) -> list[tuple
 
 def _slope(grad: Tensor, eroded: list[tuple[Tensor, Tensor]], alpha: float) -> Tensor:
     """The slope of Σ_k k^α e_k, given that of the sum."""
-    slope = torch.zeros_like(grad)
+    slope = torch.zeros_like(eroded[0][0])
     for k in range(len(eroded), 0, -1):
         left, strongest = eroded[k - 1]
         slope.add_(grad, alpha=float(k**alpha))
