@@ -92,7 +92,7 @@ class SigmoidSplit(torch.autograd.Function):
         margin = (2 * foreground).sub_(1).mul_(logits)  # the logit of the true class
         if ignored is not None:
             margin = margin.masked_fill_(ignored, _SATURATED_LOGIT)
-        cross_entropy = _exp(margin.abs().neg_()).log1p_()
+        cross_entropy = _log1p(_exp(margin.abs().neg_()))
         margin = margin.neg_()
         cross_entropy += margin.relu()
         error = margin.sigmoid_()
@@ -288,6 +288,20 @@ def probability(cross_entropy: Tensor) -> Tensor:
 def _exp(exponents: Tensor) -> Tensor:
     """In place: e^x as 2^(x · log₂ e), on the CPU more than twice as fast as torch's own."""
     return exponents.mul_(1 / math.log(2)).exp2_()
+
+
+def _log1p(values: Tensor) -> Tensor:
+    """In place: ln(1 + x) for 0 ≤ x ≤ 1, which torch does not vectorise on the CPU.
+
+    What 1 + x rounds away is given back by the factor x / ((1 + x) − 1), after Kahan; where nothing
+    is left of x, ln(1 + x) is x − x²/2. Channel by channel, which takes less memory.
+    """
+    for channel in values.unbind(1):
+        total = channel + 1
+        left = (total - 1).clamp_min_(torch.finfo(values.dtype).tiny)
+        series = torch.addcmul(channel, channel, channel, value=-0.5)
+        channel.mul_(total.log_()).div_(left).clamp_(min=series)
+    return values
 
 
 def _sum_channels(maps: Tensor, weights: Tensor | None = None) -> Tensor:
