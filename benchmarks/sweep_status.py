@@ -17,7 +17,8 @@ import zipfile
 from pathlib import Path
 
 DATASETS = 25
-TRAINERS = ["nnUNetTrainer", *(f"nnUNetTrainerUnifiedFocal_delta0.{n}" for n in range(1, 8))]
+VARIANTS = [f"nnUNetTrainerUnifiedFocal_weight0.{n}" for n in (1, 2, 3, 4, 6, 7, 8)]
+TRAINERS = ["nnUNetTrainer", *VARIANTS]
 CASES = 250
 EPOCHS = 500
 FOLDS = 5

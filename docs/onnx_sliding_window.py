@@ -125,7 +125,7 @@ def slide(session, data, model):
     importance = np.zeros(patch)
     importance[tuple(length // 2 for length in patch)] = 1
     importance = gaussian_filter(importance, [length / 8 for length in patch], mode="constant")
-    importance = (10 / importance.max() * importance).astype(np.float16)
+    importance = (importance / (importance.max() / 10)).astype(np.float32).astype(np.float16)
     importance = np.maximum(importance, importance[importance > 0].min())
     # nnU-Net sums in half precision: what that rounds away decides between labels nearly level
     logits = np.zeros((len(model["output_channels"]), *size), np.float16)
@@ -137,6 +137,8 @@ def slide(session, data, model):
         window = (*start[:flat], *(slice(low, low + length) for low, length in corners))
         logits[(slice(None), *window)] += importance * predict(session, data, window, model)
         weights[window] += importance
+    if not np.isfinite(logits).all():
+        raise SystemExit("the logits are too large for half precision; nnU-Net refuses them, too")
     inside = (slice(low, n - high) for (low, high), n in zip(padding, size, strict=True))
     return (logits / weights)[(slice(None), *inside)]
 

@@ -83,7 +83,8 @@ def _why_not_found(trainer: str) -> str | None:
         if discovery.host_look_up(trainer) is not None:
             return None
     except Exception as error:  # a name of ours that breaks the grammar says what is right
-        return str(error)
+        text = str(error)
+        return text if text.startswith(trainer) else f"{trainer}: no trainer's name ({text})"
     known = [entry.trainer for entry in catalogue()]
     close = difflib.get_close_matches(trainer.partition("_")[0], [*known, "nnUNetTrainer"])
     meant = (
@@ -134,7 +135,11 @@ def check_trainers(trainers: Iterable[str]) -> None:
         ValueError: It does not find one, or the look-up itself fails.
     """
     probe = _take_all(("trainers",), trainers=list(trainers))
-    for problem in [*probe.errors.values(), *probe.values.get("trainers", {}).values()]:
+    for error in probe.errors.values():
+        raise ValueError(
+            f"nnU-Net's trainers cannot be looked up: {error}; remedy: nnunet-unifiedloss doctor"
+        )
+    for problem in probe.values["trainers"].values():
         raise ValueError(problem)
 
 

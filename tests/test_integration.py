@@ -298,7 +298,8 @@ def test_other_settings_are_refused(work, capsys):
     assert f"has no {SOURCE}" in capsys.readouterr().err
 
 
-def test_a_misspelt_trainer_is_refused_before_anything_is_done(work, capsys):
+def test_a_misspelt_trainer_is_refused_before_anything_is_done(work, capsys, monkeypatch):
+    monkeypatch.setenv("nnUNet_extTrainer", "")  # put back at the end
     begun = sorted(work.rglob("*"))
     assert run.main(words(work, "--trainer", "nnUNetTrainerUnifedFocal")) == 2
     assert "did you mean nnUNetTrainerUnifiedFocal" in capsys.readouterr().err

@@ -51,14 +51,16 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.o is not None:
         check_report_folder(arguments.o)
-    with Progress(
-        *Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True)
-    ) as bars:
+    console = Console(stderr=True)
+    bars = Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console)
 
-        def show(done: int, total: int) -> None:
-            task = bars.task_ids[0] if bars.task_ids else bars.add_task("Measuring")
-            bars.update(task, completed=done, total=total)
+    def show(done: int, total: int) -> None:
+        if not bars.task_ids:  # nothing is shown before there is something to measure
+            bars.start()
+            bars.add_task("Measuring")
+        bars.update(bars.task_ids[0], completed=done, total=total)
 
+    try:
         comparison = compare(
             arguments.d,
             arguments.c,
@@ -73,6 +75,9 @@ def run(arguments: argparse.Namespace) -> int:
             processes=arguments.np,
             progress=show,
         )
+    finally:
+        if bars.task_ids:
+            bars.stop()
     page = None
     if arguments.o is not None:
         command = shlex.join(["nnunet-unifiedloss", *arguments.words])

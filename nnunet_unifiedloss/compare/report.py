@@ -78,16 +78,18 @@ def write_report(comparison: Comparison, folder: Path, command: str = "") -> Pat
 
 def check_report_folder(folder: Path) -> None:
     """A ValueError where a report cannot be written: now rather than when all is measured."""
-    for place in (*folder.parents, folder, folder / "figures"):
-        if place.exists() and not place.is_dir():
-            raise ValueError(f"{place} is a file, not a folder for a report; remedy: another -o")
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     try:
+        for place in (*folder.parents, folder, folder / "figures"):
+            if place.exists() and not place.is_dir():
+                raise ValueError(
+                    f"{place} is a file, not a folder for a report; remedy: another -o"
+                )
+        there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
         with tempfile.TemporaryDirectory(dir=there):
             pass
     except OSError as error:
         raise ValueError(
-            f"-o {folder}: {there} cannot be written to ({error.strerror}); remedy: another -o"
+            f"-o {folder}: cannot be written to ({error.strerror}); remedy: another -o"
         ) from error
 
 
