@@ -19,7 +19,7 @@ from PIL import Image
 from nnunet_unifiedloss.naming import catalogue
 
 ITERATIONS = 20
-VOLUMES = [(1, 33, 41), (9, 40, 27), (1, 29, 37), (5, 31, 35), (12, 33, 33), (1, 37, 45)]
+VOLUMES = [(1, 33, 41), (12, 40, 27), (1, 29, 37), (14, 31, 35), (16, 33, 33), (1, 37, 45)]
 IMAGES = [(33, 47), (51, 39), (35, 35), (64, 31), (45, 57), (37, 41)]
 DATASETS = {"volumes": "Dataset011_Volumes", "images": "Dataset012_Images"}
 

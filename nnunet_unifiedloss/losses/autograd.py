@@ -6,12 +6,15 @@ copies of whole maps.
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+Slopes = TypeVar("Slopes")
 
 _SATURATED_LOGIT = 1e4  # its sigmoid is exactly 1 and its slope exactly 0, in every dtype
 
@@ -19,6 +22,22 @@ _SATURATED_LOGIT = 1e4  # its sigmoid is exactly 1 and its slope exactly 0, in e
 def accumulation_dtype(logits: Tensor) -> torch.dtype:
     """The dtype that a loss computes in: float32, or float64 for float64 logits."""
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+def differentiable_once(backward: Callable[..., Slopes]) -> Callable[..., Slopes]:
+    """Decorate a backward pass that has no derivative of its own.
+
+    torch's ``once_differentiable`` refuses a second derivative where it reaches what the pass was
+    given; where it goes by way of what the pass has saved, it would be left out without a word.
+    """
+
+    @functools.wraps(backward)
+    def refusing(*arguments: Any) -> Slopes:  # noqa: ANN401
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
+            raise RuntimeError("the losses have no second derivatives: create_graph must be False")
+        return backward(*arguments)
+
+    return refusing
 
 
 class SoftmaxSplit(torch.autograd.Function):
@@ -53,7 +72,7 @@ class SoftmaxSplit(torch.autograd.Function):
         return cross_entropy, error, others
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(
         ctx: Any,  # noqa: ANN401
         slope: Tensor | None,
@@ -102,7 +121,7 @@ class SigmoidSplit(torch.autograd.Function):
         return cross_entropy, error
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(
         ctx: Any,  # noqa: ANN401
         slope: Tensor | None,
@@ -130,7 +149,7 @@ class RegionSums(torch.autograd.Function):
         return torch.stack([in_background.flatten(2).sum(2), foreground_sum], 2)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(
         ctx: Any,  # noqa: ANN401
         grad: Tensor,
@@ -155,7 +174,7 @@ class Error(torch.autograd.Function):
         return error.view_as(error)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(
         ctx: Any,  # noqa: ANN401
         grad: Tensor,
@@ -183,7 +202,7 @@ class WithTruth(torch.autograd.Function):
         return others.scatter(1, label, of_truth)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(
         ctx: Any,  # noqa: ANN401
         grad: Tensor,
@@ -212,7 +231,7 @@ class SquareSums(torch.autograd.Function):
         return torch.stack(sums, 1)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(
         ctx: Any,  # noqa: ANN401
         grad: Tensor,
@@ -245,7 +264,7 @@ class FocalTerm(torch.autograd.Function):
         return _weigh(focus * cross_entropy, cross_entropy, foreground, weights, asymmetric)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(
         ctx: Any,  # noqa: ANN401
         grad: Tensor,

@@ -6,7 +6,8 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, distributed
-from torch.autograd.function import once_differentiable
+
+from nnunet_unifiedloss.losses.autograd import differentiable_once
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
@@ -50,7 +51,7 @@ class _SumOverRanks(torch.autograd.Function):
         return total
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # noqa: ANN401
         total = grad.clone()
         distributed.all_reduce(total)

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from nnunet_unifiedloss.losses.autograd import differentiable_once
 
 SPATIAL = 3  # first spatial axis of maps (B, G, K, *S)
 
@@ -81,7 +82,7 @@ class ErosionSums(torch.autograd.Function):
         return sums
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(
         ctx: Any,  # noqa: ANN401
         grad: Tensor,

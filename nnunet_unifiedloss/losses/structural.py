@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from typing_extensions import Unpack
 
 from nnunet_unifiedloss.losses.arguments import check_count, check_number
+from nnunet_unifiedloss.losses.autograd import differentiable_once
 from nnunet_unifiedloss.losses.base import Options, SegmentationLoss
 from nnunet_unifiedloss.losses.distributed import maximum_over_ranks
 from nnunet_unifiedloss.losses.neighbourhood import parts, window_sum
@@ -162,7 +162,7 @@ class _Structure(torch.autograd.Function):
         return structure, number
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(
         ctx: Any,  # noqa: ANN401
         grad: Tensor,
