@@ -7,12 +7,13 @@ copies of whole maps.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+from nnunet_unifiedloss.losses.elementary import exp, log1p, sharpen, sum_channels
 
 Slopes = TypeVar("Slopes")
 
@@ -40,6 +41,11 @@ def differentiable_once(backward: Callable[..., Slopes]) -> Callable[..., Slopes
     return refusing
 
 
+def of_maps(numbers: Tensor, maps: Tensor) -> Tensor:
+    """Numbers for the first axes of maps, shaped so that they apply to all that follows."""
+    return numbers.reshape(*numbers.shape, *(1 for _ in maps.shape[numbers.ndim :]))
+
+
 class SoftmaxSplit(torch.autograd.Function):
     """(logits, label) → (CE, 1 − p_t, p with the true class's channel set to zero).
 
@@ -58,11 +64,11 @@ class SoftmaxSplit(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         others = torch.log_softmax(logits, 1, dtype=accumulation_dtype(logits))
         cross_entropy = others.gather(1, label).neg_()
-        others = _exp(others).scatter_(1, label, torch.zeros_like(cross_entropy))
+        others = exp(others).scatter_(1, label, torch.zeros_like(cross_entropy))
         if ignored is not None:
             others = others.masked_fill_(ignored, 0)
-        error = _sum_channels(others)
-        cross_entropy = _sharpen(cross_entropy, error)
+        error = sum_channels(others)
+        cross_entropy = sharpen(cross_entropy, error)
         ctx.mark_non_differentiable(error)
         ctx.set_materialize_grads(False)
         # most tasks have few classes: eight bytes for each label would be a waste
@@ -87,7 +93,7 @@ class SoftmaxSplit(torch.autograd.Function):
         else:
             # with s = Σ p·grad over the others: p·(grad + slope − s) for them, and
             # −(1 − p_t)·slope − p_t·s for the true class
-            inner = _sum_channels(others, grad_others)
+            inner = sum_channels(others, grad_others)
             at_true_class.addcmul_(probability(cross_entropy), inner)
             grad = (grad_others - inner.sub_(slope)).mul_(others)
             del inner
@@ -111,7 +117,7 @@ class SigmoidSplit(torch.autograd.Function):
         margin = (2 * foreground).sub_(1).mul_(logits)  # the logit of the true class
         if ignored is not None:
             margin = margin.masked_fill_(ignored, _SATURATED_LOGIT)
-        cross_entropy = _log1p(_exp(margin.abs().neg_()))
+        cross_entropy = log1p(exp(margin.abs().neg_()))
         margin = margin.neg_()
         cross_entropy += margin.relu()
         error = margin.sigmoid_()
@@ -155,8 +161,7 @@ class RegionSums(torch.autograd.Function):
         grad: Tensor,
     ) -> tuple[Tensor, None]:
         (foreground,) = ctx.saved_tensors
-        shape = (*grad.shape[:2], *(1 for _ in foreground.shape[2:]))
-        background_grad, foreground_grad = (g.reshape(shape) for g in grad.unbind(2))
+        background_grad, foreground_grad = (of_maps(g, foreground) for g in grad.unbind(2))
         return (foreground * (foreground_grad - background_grad)).add_(background_grad), None
 
 
@@ -237,7 +242,7 @@ class SquareSums(torch.autograd.Function):
         grad: Tensor,
     ) -> tuple[Tensor, None]:
         values, weights = ctx.saved_tensors
-        slope = values * (2 * grad.view(*grad.shape, *(1 for _ in values.shape[2:])))
+        slope = values * (2 * of_maps(grad, values))
         return slope if weights is None else slope.mul_(weights), None
 
 
@@ -301,51 +306,4 @@ def _weigh(
 
 def probability(cross_entropy: Tensor) -> Tensor:
     """p_t = exp(−CE), not rounded to 0 before floats end; without gradient, see :class:`Error`."""
-    return _exp(-cross_entropy.detach())
-
-
-def _exp(exponents: Tensor) -> Tensor:
-    """In place: e^x as 2^(x · log₂ e), on the CPU more than twice as fast as torch's own."""
-    return exponents.mul_(1 / math.log(2)).exp2_()
-
-
-def _log1p(values: Tensor) -> Tensor:
-    """In place: ln(1 + x) for 0 ≤ x ≤ 1, which torch does not vectorise on the CPU.
-
-    What 1 + x rounds away is given back by the factor x / ((1 + x) − 1), after Kahan; where nothing
-    is left of x, ln(1 + x) is x − x²/2. Channel by channel, which takes less memory.
-    """
-    for channel in values.unbind(1):
-        total = channel + 1
-        left = (total - 1).clamp_min_(torch.finfo(values.dtype).tiny)
-        series = torch.addcmul(channel, channel, channel, value=-0.5)
-        channel.mul_(total.log_()).div_(left).clamp_(min=series)
-    return values
-
-
-def _sum_channels(maps: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Σ_c weights_c · maps_c, (B, 1, *S): channel by channel, without a product of their size."""
-    channels = [maps[:, c : c + 1] for c in range(maps.shape[1])]
-    if weights is None:
-        total = channels[0].clone()
-        for channel in channels[1:]:
-            total += channel
-        return total
-    total = channels[0] * weights[:, :1]
-    for c, channel in enumerate(channels[1:], 1):
-        total.addcmul_(channel, weights[:, c : c + 1])
-    return total
-
-
-def _sharpen(cross_entropy: Tensor, error: Tensor) -> Tensor:
-    """Give CE = −ln(1 − error) back the digits that a difference of logits loses at small errors.
-
-    The truth is at least e + e²/2 and at most (e + e²/2)/(1 − e² − e⁴), which there are nearly one;
-    where e is large the upper bound is left open. Clamping is vectorised on every device, unlike a
-    choice voxel by voxel.
-    """
-    lower = torch.addcmul(error, error, error, value=0.5)
-    square = error * error
-    remainder = square.addcmul_(square, square).neg_().add_(1)
-    remainder = remainder.clamp_min_(torch.finfo(error.dtype).tiny)
-    return cross_entropy.clamp_(lower, remainder.reciprocal_().mul_(lower))
+    return exp(-cross_entropy.detach())

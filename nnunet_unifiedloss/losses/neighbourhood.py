@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnunet_unifiedloss.losses.autograd import differentiable_once
+from nnunet_unifiedloss.losses.autograd import differentiable_once, of_maps
 
 SPATIAL = 3  # first spatial axis of maps (B, G, K, *S)
 
@@ -90,7 +90,7 @@ class ErosionSums(torch.autograd.Function):
         errors, *kept = ctx.saved_tensors
         pairs = zip(kept[::2], kept[1::2], strict=True)
         slopes = torch.zeros_like(errors)
-        grad = grad.view(*grad.shape, *(1 for _ in errors.shape[SPATIAL:]))
+        grad = of_maps(grad, errors)
         for part, erosions in zip(parts(errors), ctx.erosions, strict=True):
             eroded = list(itertools.islice(pairs, erosions))
             if eroded:

@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from nnunet_unifiedloss.losses.arguments import check_flag, check_number
-from nnunet_unifiedloss.losses.autograd import differentiable_once
+from nnunet_unifiedloss.losses.autograd import differentiable_once, of_maps
 from nnunet_unifiedloss.losses.base import Options, SegmentationLoss
 from nnunet_unifiedloss.losses.overlap import tversky_complement
 from nnunet_unifiedloss.losses.view import View
@@ -149,7 +149,7 @@ class _LovaszExtension(torch.autograd.Function):
         grad: Tensor,
     ) -> tuple[Tensor, None]:
         (steps,) = ctx.saved_tensors
-        return steps * grad.view(*grad.shape, *(1 for _ in steps.shape[3:])), None
+        return steps * of_maps(grad, steps[0]), None
 
 
 def _steps_in_order(errors: Tensor, mask: Tensor) -> Tensor:
