@@ -35,10 +35,10 @@ class LabelView(View):
             ignored = label == ignore_label
             self.label = label = label.masked_fill(ignored, 0)
         super().__init__(ignored, logits.shape[1], batch_dice, ddp)
-        self.cross_entropy, self._error, self.others = _softmax_split(logits, label, ignored)
+        self.cross_entropy, self._error, self._others = _softmax_split(logits, label, ignored)
 
     def _false_positives(self, false_negatives: Tensor) -> Tensor:
-        return self.others.flatten(2).sum(2)[:, None]
+        return self._others.flatten(2).sum(2)[:, None]
 
     @property
     def foreground(self) -> Tensor:
@@ -47,6 +47,11 @@ class LabelView(View):
         is_foreground[:1] = 0
         rows = self._rows(self.label)
         return is_foreground.expand(*rows.shape[:3], -1).gather(-1, rows).view(self.label.shape)
+
+    @property
+    def others(self) -> Tensor:
+        """Probability of every class but the true one, 0 there, (B, 1, C, *S)."""
+        return self._others[:, None]
 
     @property
     def errors(self) -> Tensor:
@@ -59,7 +64,7 @@ class LabelView(View):
         return self._with_truth(self._p_t, -self._p_t)
 
     def _with_truth(self, values: Tensor, slope: Tensor) -> Tensor:
-        maps: Tensor = WithTruth.apply(self.others, self.cross_entropy, values, slope, self.label)
+        maps: Tensor = WithTruth.apply(self._others, self.cross_entropy, values, slope, self.label)
         return maps[:, None]
 
     @property
@@ -68,15 +73,16 @@ class LabelView(View):
         return self._once("one_hot", self._one_hot)
 
     def _one_hot(self) -> Tensor:
-        classes = torch.arange(self.num_classes, device=self.label.device)
-        classes = classes.view(-1, *(1 for _ in self.label.shape[2:]))
-        one_hot = (self.label == classes)[:, None]
+        label = self.label.to(torch.uint8 if self.num_classes <= 256 else torch.int32)
+        classes = torch.arange(self.num_classes, dtype=label.dtype, device=label.device)
+        differences = label - classes.view(-1, *(1 for _ in label.shape[2:]))
+        one_hot = differences.logical_not()[:, None]  # vectorised on the CPU, unlike a comparison
         return one_hot if self.ignored is None else one_hot & self.counting
 
     def squared_errors(self) -> tuple[Tensor, Tensor]:
         """Σ (y−p)² over the voxels of each class and over all others, (B, 1, C) each."""
         inside = self.sum_by_class(self.error.square())
-        outside: Tensor = SquareSums.apply(self.others)
+        outside: Tensor = SquareSums.apply(self._others)
         return inside, outside[:, None]
 
     def sum_by_class(self, values: Tensor) -> Tensor:

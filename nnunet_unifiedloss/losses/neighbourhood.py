@@ -7,10 +7,12 @@ of the gradient: nothing has to be kept for the backward pass.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from nnunet_unifiedloss.losses.autograd import differentiable_once, of_maps
 
@@ -35,13 +37,35 @@ def sum_of_cross(values: Tensor, *, less: float = 0) -> Tensor:
 
 
 def window_sum(values: Tensor, weights: tuple[float, ...]) -> Tensor:
-    """Σ weights[|shift|] · values along every axis in turn; weights from the centre outwards."""
+    """Σ weights[|shift|] · values along every axis in turn.
+
+    The weights go from the centre outwards; that of the next voxel is 1.
+    """
+    if torch.compiler.is_compiling():
+        total: Tensor = _opaque_window_sum(values, weights)
+        return total
+    margin = len(weights) - 1
+    total = functional.pad(values, (margin,) * 2 * (values.ndim - SPATIAL))
     for axis in range(SPATIAL, values.ndim):
-        total = values * weights[0]
-        for shift, weight in enumerate(weights[1:], 1):
-            add_shifted(total, values, axis, shift, weight)
-        values = total
-    return values
+        size = values.shape[axis]
+        shifted = [total.narrow(axis, start, size) for start in range(2 * margin + 1)]
+        total = shifted[margin - 1] + shifted[margin + 1]
+        total.add_(shifted[margin], alpha=weights[0])
+        for shift, weight in enumerate(weights[2:], 2):
+            total.add_(shifted[margin - shift], alpha=weight)
+            total.add_(shifted[margin + shift], alpha=weight)
+    return total
+
+
+@torch.library.custom_op("nnunet_unifiedloss::window_sum", mutates_args=())
+def _opaque_window_sum(values: Tensor, weights: Sequence[float]) -> Tensor:
+    """The sum as one operator: a compiler would compute it anew for each of its uses."""
+    return window_sum(values, tuple(weights))
+
+
+@_opaque_window_sum.register_fake
+def _(values: Tensor, weights: Sequence[float]) -> Tensor:
+    return torch.empty_like(values)
 
 
 def parts(values: Tensor) -> list[tuple[slice, ...]]:

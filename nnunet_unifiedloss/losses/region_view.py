@@ -47,6 +47,12 @@ class RegionView(View):
         return error[:, :, None].expand(-1, -1, 2, *error.shape[2:])
 
     @property
+    def others(self) -> Tensor:
+        """Probability of the wrong one of {background, region}, 0 of the other, (B, R, 2, *S)."""
+        error, is_region = self.error, self._foreground
+        return torch.stack([error * is_region, error * (1 - is_region)], 2)
+
+    @property
     def probabilities(self) -> Tensor:
         """Probability of background and region, 0 where ignored, (B, R, 2, *S)."""
         error, p_t = self.error, self.p_t

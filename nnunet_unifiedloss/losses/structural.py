@@ -11,7 +11,7 @@ from torch.nn import functional
 from typing_extensions import Unpack
 
 from nnunet_unifiedloss.losses.arguments import check_count, check_number
-from nnunet_unifiedloss.losses.autograd import differentiable_once
+from nnunet_unifiedloss.losses.autograd import differentiable_once, of_maps, probability
 from nnunet_unifiedloss.losses.base import Options, SegmentationLoss
 from nnunet_unifiedloss.losses.distributed import maximum_over_ranks
 from nnunet_unifiedloss.losses.neighbourhood import parts, window_sum
@@ -80,11 +80,11 @@ class StructuralSimilarityLoss(SegmentationLoss):
 
     def evaluate(self, view: View) -> Tensor:
         """λ · mean CE + (1 − λ) · Σ e·f·CE / Σ f."""
-        counting = view.counting.to(view.cross_entropy.dtype)
         structure, number = _Structure.apply(
-            view.probabilities,
-            view.one_hot,
-            _Window.of(self.window, counting),
+            view.others,
+            view.cross_entropy,
+            view.one_hot.view(torch.uint8),
+            _Window.of(self.window, view),
             self.c,
             self.beta,
             self.ddp,
@@ -96,68 +96,86 @@ class StructuralSimilarityLoss(SegmentationLoss):
 
 
 class _Window(NamedTuple):
-    """Gaussian statistics of the voxels that count around each voxel of (B, G, 1, *S)."""
+    """The Gaussian window around each voxel of maps (B, G, K, *S), over the voxels that count."""
 
-    weights: tuple[float, ...]
-    counting: Tensor
-    norm: Tensor
+    weights: tuple[float, ...]  # from the centre outwards, that of the next voxel is 1
+    norm: Tensor  # 1 / Σ weights of the voxels that count
+    counting: Tensor | None  # 1 where a voxel counts, else 0; None where all do
 
     @classmethod
-    def of(cls, width: int, counting: Tensor) -> _Window:
-        weights = tuple(math.exp(-(i**2) / (2 * _SIGMA**2)) for i in range(width // 2 + 1))
-        norm = window_sum(counting, weights)
-        return cls(weights, counting, norm.clamp_min_(weights[-1] ** 3).reciprocal_())
+    def of(cls, width: int, view: View) -> _Window:
+        weights = tuple(math.exp((1 - i**2) / (2 * _SIGMA**2)) for i in range(width // 2 + 1))
+        counting = view.counting.to(view.cross_entropy.dtype)
+        counting = counting[:1] if view.ignored is None else counting
+        norm = window_sum(counting, weights).clamp_min_(1).reciprocal_()
+        return cls(weights, norm, None if view.ignored is None else counting)
 
     def part(self, samples: slice) -> _Window:
-        return _Window(self.weights, self.counting[samples], self.norm[samples])
+        if self.counting is None:
+            return self
+        return _Window(self.weights, self.norm[samples], self.counting[samples])
 
     def sum(self, values: Tensor) -> Tensor:
-        """Σ weights · values / Σ weights of what counts; the values are 0 where ignored."""
-        return window_sum(values, self.weights).mul_(self.norm)
+        """Σ weights · values around each voxel; the values are 0 where a voxel does not count."""
+        return window_sum(values, self.weights)
 
-    def statistics(self, centred: Tensor, squares: float | None = None) -> tuple[Tensor, Tensor]:
+    def mask(self, values: Tensor) -> Tensor:
+        """In place: 0 where a voxel does not count."""
+        return values if self.counting is None else values.mul_(self.counting)
+
+    def statistics(self, values: Tensor, squares: float | None = None) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation; a variance that is nothing but rounding is 0."""
-        mean = self.sum(centred)
-        second = mean.new_full((), squares) if squares else self.sum(centred.square())
-        variance = second - mean.square()
+        mean = self.sum(values).mul_(self.norm)
+        if squares is None:
+            variance = self.sum(values.square()).mul_(self.norm).sub_(mean.square())
+        else:
+            variance = mean.square().neg_().add_(squares)
         noise = 4 * torch.finfo(variance.dtype).eps
         return mean, functional.threshold(variance, noise, 0.0, inplace=True).sqrt_()
 
 
 class _Structure(torch.autograd.Function):
-    """Σ_k e·f, (B, G, *S), and the number of voxels and classes of each f, (B, G)."""
+    """Σ_k e·f, (B, G, *S), and the number of voxels and classes of each f, (B, G).
+
+    The probabilities are those of a view: of the others, and that of the true class by its CE.
+    Statistics are those of values less ½: their squares are smaller, and so is the rounding.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,  # noqa: ANN401 (torch's own type)
-        probabilities: Tensor,
+        others: Tensor,
+        cross_entropy: Tensor,
         truth: Tensor,
         window: _Window,
         c: float,
         beta: float,
         over_ranks: bool,
     ) -> tuple[Tensor, Tensor]:
-        signed = torch.empty_like(probabilities)  # e with its sign
-        for part in parts(signed):
+        mean, deviation, difference = (torch.empty_like(others) for _ in range(3))
+        p_t = probability(cross_entropy)[:, :, None]
+        for part in parts(others):
             around = window.part(part[0])
-            values, reference = (_centred(maps[part], around) for maps in (probabilities, truth))
-            difference = _standardised(reference, *around.statistics(reference, squares=0.25), c)
-            difference -= _standardised(values, *around.statistics(values), c)
-            signed[part] = difference.mul_(around.counting)
-        lowest, highest = signed.flatten(2).aminmax(dim=2)
-        largest = torch.maximum(-lowest, highest).amax(0, keepdim=True)
-        largest = maximum_over_ranks(largest) if over_ranks else largest
-        threshold = (beta * largest).view(1, -1, *(1 for _ in signed.shape[2:]))
-        structure = signed.new_zeros(*signed.shape[:2], *signed.shape[3:])
-        number = signed.new_zeros(signed.shape[:2])
-        for part in parts(signed):
-            difference = signed[part].abs()
-            selected = difference > threshold[:, part[1]]
-            structure[part[:2]] += difference.mul_(selected).sum(2)
-            number[part[:2]] += selected.view(torch.uint8).flatten(2).sum(2, dtype=torch.int32)
-            signed[part].mul_(selected)  # from now on e·f with its sign
+            is_truth = truth[part].to(others.dtype)
+            values = around.mask(is_truth - 0.5)
+            reference = _standardised(values, *around.statistics(values, squares=0.25), c)
+            values = around.mask(is_truth.mul_(p_t[part[:2]]).add_(others[part]).sub_(0.5))
+            mean[part], deviation[part] = around.statistics(values)
+            prediction = _standardised(values, mean[part], deviation[part], c)
+            difference[part] = around.mask(reference.sub_(prediction))
+        threshold = beta * _largest(difference, over_ranks)
+        structure = torch.zeros_like(cross_entropy)
+        number = structure.new_zeros(structure.shape[:2])
+        sign = torch.empty_like(truth, dtype=torch.int8)  # of the slope of e·f
+        for part in parts(others):
+            size = difference[part].abs()
+            selected = size.clone().gt_(threshold[:, part[1]])
+            number[part[:2]] += selected.flatten(2).sum(2)
+            structure[part[:2]] += size.mul_(selected).sum(2)
+            sign[part] = difference[part].sign_().mul_(selected)
         ctx.c, ctx.weights = c, window.weights
-        ctx.save_for_backward(probabilities, signed, window.counting, window.norm)
+        kept = others, cross_entropy, truth, sign, mean, deviation, window.norm, window.counting
+        ctx.save_for_backward(*kept)
         ctx.mark_non_differentiable(number)
         return structure, number
 
@@ -167,35 +185,42 @@ class _Structure(torch.autograd.Function):
         ctx: Any,  # noqa: ANN401
         grad: Tensor,
         _number: None,
-    ) -> tuple[Tensor, None, None, None, None, None]:
-        probabilities, signed, counting, norm = ctx.saved_tensors
-        window = _Window(ctx.weights, counting, norm)
-        slopes = torch.empty_like(signed)
-        for part in parts(signed):
+    ) -> tuple[Tensor, Tensor, None, None, None, None, None]:
+        others, cross_entropy, truth, sign, mean, deviation, *rest = ctx.saved_tensors
+        window = _Window(ctx.weights, *rest)
+        grad, p_t = grad.neg()[:, :, None], probability(cross_entropy)[:, :, None]
+        slopes, slope_of_truth = torch.empty_like(others), torch.zeros_like(p_t)
+        for part in parts(others):
             around = window.part(part[0])
-            slope = signed[part].sign().mul_(grad[part[:2]][:, :, None]).neg_()
-            slopes[part] = _slope(slope, _centred(probabilities[part], around), ctx.c, around)
-        return slopes, None, None, None, None, None
-
-
-def _centred(values: Tensor, window: _Window) -> Tensor:
-    """Values less ½: their squares are smaller, and so is the rounding of these."""
-    return (values.to(window.counting.dtype) - 0.5).mul_(window.counting)
-
-
-def _slope(slope: Tensor, centred: Tensor, c: float, window: _Window) -> Tensor:
-    """The slope of the standardised values, given that of what is computed from them."""
-    mean, deviation = window.statistics(centred)
-    standardised = _standardised(centred, mean, deviation, c)
-    slope = slope / (deviation + c)
-    # by way of the variance, whose root has a bounded slope where there is none
-    noise = 2 * torch.finfo(centred.dtype).eps ** 0.5
-    by_variance = standardised.mul_(slope).mul_(-0.5).div_(deviation.clamp_min_(noise))
-    by_mean = by_variance.mul(mean).mul_(-2).sub_(slope)
-    slope += window_sum(by_mean.mul_(window.norm), window.weights)
-    slope += window_sum(by_variance.mul_(window.norm), window.weights).mul_(centred).mul_(2)
-    return slope.mul_(window.counting)
+            is_truth = truth[part].to(others.dtype)
+            values = around.mask((is_truth * p_t[part[:2]]).add_(others[part]).sub_(0.5))
+            slope = sign[part].to(others.dtype).mul_(grad[part[:2]])
+            slope = _slope(slope, values, mean[part], deviation[part], ctx.c, around)
+            slopes[part] = slope
+            slope_of_truth[part[:2]] += slope.mul_(is_truth).sum(2, keepdim=True)
+        return slopes, slope_of_truth.mul_(p_t).neg_()[:, :, 0], None, None, None, None, None
 
 
 def _standardised(values: Tensor, mean: Tensor, deviation: Tensor, c: float) -> Tensor:
     return (values - mean).add_(c).div_(deviation + c)
+
+
+def _largest(difference: Tensor, over_ranks: bool) -> Tensor:
+    """The largest absolute value of each group, shaped to be compared with the maps."""
+    maps = difference.flatten(3)
+    largest = torch.maximum(maps.amax(3), -maps.amin(3)).amax((0, 2), keepdim=True)
+    return of_maps(maximum_over_ranks(largest) if over_ranks else largest, difference)
+
+
+def _slope(
+    slope: Tensor, values: Tensor, mean: Tensor, deviation: Tensor, c: float, window: _Window
+) -> Tensor:
+    """The slope of the values, given that of the standardised ones."""
+    slope = slope.div_(deviation + c)
+    # by way of the variance, whose root has a bounded slope where there is none; times −2
+    noise = 2 * torch.finfo(values.dtype).eps ** 0.5
+    by_variance = _standardised(values, mean, deviation, c)
+    by_variance = by_variance.mul_(slope).div_(deviation.clamp_min(noise))
+    slope += window.sum((by_variance * mean).sub_(slope).mul_(window.norm))  # by way of the mean
+    slope -= window.sum(by_variance.mul_(window.norm)).mul_(values)
+    return window.mask(slope)

@@ -91,6 +91,11 @@ class View(ABC):
 
     @property
     @abstractmethod
+    def others(self) -> Tensor:
+        """Probability of every class but the true one, 0 there and where ignored, (B, G, K, *S)."""
+
+    @property
+    @abstractmethod
     def probabilities(self) -> Tensor:
         """Probability of every class, 0 where ignored, (B, G, K, *S)."""
 
