@@ -10,6 +10,18 @@ from nnunet_unifiedloss.losses import LovaszLoss
 from nnunet_unifiedloss.losses.region import jaccard
 
 
+def in_order(errors, mask):
+    """The steps of one class, every voxel in its place."""
+    return jaccard._steps_of_class(errors, mask)
+
+
+def by_levels(errors, mask):
+    """The steps of the second of two classes, the first one's weight being 0."""
+    weights = torch.tensor([[0.0, 1.0]], dtype=errors.dtype)
+    error, truth = errors[None, None], mask.int()[None, None]
+    return jaccard._steps_of_two_classes(error, truth, weights)[0, 0]
+
+
 def extension(errors, mask):
     """Berman's definition: the Jaccard loss of the k worst voxels, for each k."""
     order = np.argsort(-errors, kind="stable")
@@ -36,33 +48,56 @@ def test_large_images_agree_with_the_definition(regions, scale):
     assert found.item() == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("ignored", [False, True], ids=["all", "ignore"])
+@pytest.mark.parametrize(("classes", "regions"), [(2, False), (4, False), (2, True)])
+def test_levels_change_the_loss_and_its_gradient_little(monkeypatch, classes, regions, ignored):
+    generator = torch.Generator().manual_seed(0)
+    space = (40, 32, 32)
+    logits = 3 * torch.randn(2, classes, *space, generator=generator)
+    mask = torch.rand(2, 1, *space, generator=generator) < 0.3
+    if regions:
+        target = torch.rand(logits.shape, generator=generator) < 0.1
+        target = torch.cat([target, mask], 1) if ignored else target
+    else:
+        target = torch.randint(0, classes, mask.shape, generator=generator).float()
+        target = target.masked_fill(mask, 255) if ignored else target
+    loss = LovaszLoss(regions=regions, ignore_label=255 if ignored else None)
+    found = []
+    for limit in (10, 10**6):
+        monkeypatch.setattr(jaccard, "_SORTED", limit)
+        leaf = logits.clone().requires_grad_()
+        value = loss(leaf, target)
+        found.append((value.item(), *torch.autograd.grad(value, leaf)))
+    (quick, quick_grad), (exact, grad) = found
+    assert quick == pytest.approx(exact, rel=5e-4)
+    assert (quick_grad - grad).norm() < 0.01 * grad.norm()
+    if ignored:
+        assert not quick_grad[mask.expand_as(quick_grad)].any()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_slopes_by_levels_are_close_to_those_in_order(dtype):
     generator = torch.Generator().manual_seed(0)
     mask = torch.rand(100_000, generator=generator) < 0.05
     errors = torch.rand(mask.shape, generator=generator, dtype=dtype) ** 3
-    exact, quick = (f(errors, mask) for f in (jaccard._steps_in_order, jaccard._steps_by_levels))
+    exact, quick = (f(errors, mask) for f in (in_order, by_levels))
     assert quick.sum().item() == pytest.approx(1, rel=1e-5)
     assert (quick - exact).norm() < 0.01 * exact.norm()
 
 
 def test_levels_of_one_voxel_give_the_exact_slopes():
     errors, mask = torch.linspace(0.1, 1, 50), torch.arange(50) % 3 == 0
-    torch.testing.assert_close(
-        jaccard._steps_by_levels(errors, mask), jaccard._steps_in_order(errors, mask)
-    )
+    torch.testing.assert_close(by_levels(errors, mask), in_order(errors, mask))
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-30, 0.5, 1.0])
 def test_equal_errors_share_their_steps(value):
     mask = torch.tensor([True, False, True, False, False])
-    steps = jaccard._steps_by_levels(torch.full((5,), value), mask)
+    steps = by_levels(torch.full((5,), value), mask)
     # the mean of the mask's voxels first, 1/2 each and nothing, and last, 1/5 each and 1/5 in all
     expected = torch.where(mask, (1 / 2 + 1 / 5) / 2, (0 + (1 - 2 / 5) / 3) / 2)
     torch.testing.assert_close(steps, expected)
 
 
 def test_no_voxel_in_the_mask_gives_no_nan():
-    assert (
-        jaccard._steps_by_levels(torch.zeros(3), torch.zeros(3, dtype=torch.bool)).isfinite().all()
-    )
+    assert by_levels(torch.zeros(3), torch.zeros(3, dtype=torch.bool)).isfinite().all()

@@ -246,6 +246,29 @@ class SquareSums(torch.autograd.Function):
         return slope if weights is None else slope.mul_(weights), None
 
 
+class WeightedSum(torch.autograd.Function):
+    """Σ weights · values, without a product of their size."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        values: Tensor,
+        weights: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(weights)
+        rows = zip(values.flatten(0, -2), weights.flatten(0, -2), strict=True)
+        return torch.stack([torch.dot(*row) for row in rows]).sum()
+
+    @staticmethod
+    @differentiable_once
+    def backward(
+        ctx: Any,  # noqa: ANN401
+        grad: Tensor,
+    ) -> tuple[Tensor, None]:
+        (weights,) = ctx.saved_tensors
+        return weights * grad, None
+
+
 class FocalTerm(torch.autograd.Function):
     """w_t · (1−p_t)^γ · CE as a function of CE, given 1 − p_t; see :func:`_weigh` for the weights.
 

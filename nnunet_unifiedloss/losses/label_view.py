@@ -68,6 +68,12 @@ class LabelView(View):
         return maps[:, None]
 
     @property
+    def truth(self) -> Tensor:
+        """Index of a voxel's true class, C where it does not count, int32, (B, 1, *S)."""
+        truth = self.label.to(torch.int32)
+        return truth if self.ignored is None else truth.add_(self.ignored, alpha=self.num_classes)
+
+    @property
     def one_hot(self) -> Tensor:
         """True for the true class of a voxel that counts, (B, 1, C, *S)."""
         return self._once("one_hot", self._one_hot)

@@ -60,6 +60,12 @@ class RegionView(View):
         return torch.stack(maps, 2)
 
     @property
+    def truth(self) -> Tensor:
+        """0 for background, 1 for the region, 2 where a voxel does not count, int32, (B, R, *S)."""
+        truth = self._foreground.to(torch.int32)
+        return truth if self.ignored is None else truth.add_(self.ignored, alpha=2)
+
+    @property
     def one_hot(self) -> Tensor:
         """True for the true one of {background, region} where a voxel counts, (B, R, 2, *S)."""
         foreground = self._foreground.bool()

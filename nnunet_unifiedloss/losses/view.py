@@ -86,6 +86,11 @@ class View(ABC):
 
     @property
     @abstractmethod
+    def truth(self) -> Tensor:
+        """Index of a voxel's true class, K where it does not count, int32, (B, G, *S)."""
+
+    @property
+    @abstractmethod
     def one_hot(self) -> Tensor:
         """True for the true class of a voxel that counts, (B, G, K, *S)."""
 

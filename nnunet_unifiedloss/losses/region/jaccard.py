@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import math
-from typing import Any
 
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
 from nnunet_unifiedloss.losses.arguments import check_flag, check_number
-from nnunet_unifiedloss.losses.autograd import differentiable_once, of_maps
+from nnunet_unifiedloss.losses.autograd import WeightedSum
 from nnunet_unifiedloss.losses.base import Options, SegmentationLoss
 from nnunet_unifiedloss.losses.overlap import tversky_complement
 from nnunet_unifiedloss.losses.view import View
@@ -116,44 +114,41 @@ class LovaszLoss(SegmentationLoss):
 
     def evaluate(self, view: View) -> Tensor:
         """Lovász extension of the Jaccard loss, mean over the classes present and regions."""
-        losses: Tensor = _LovaszExtension.apply(view.errors, view.one_hot)
-        present = (view.class_voxels > 0).any(0).to(losses.dtype)
-        return ((losses * present).sum(1) / present.sum(1).clamp_min(1)).mean()
+        present = (view.class_voxels > 0).any(0).to(view.cross_entropy.dtype)
+        weights = present / present.sum(1, keepdim=True).clamp_min(1) / len(present)
+        error = view.error.flatten(2)
+        if error[:, 0].numel() <= _SORTED:
+            errors, masks = view.errors.flatten(3), view.one_hot.flatten(3)
+            loss: Tensor = WeightedSum.apply(errors, _steps_in_order(errors, masks, weights))
+            return loss
+        truth = view.truth.flatten(2)
+        if view.num_classes == 2:
+            loss = WeightedSum.apply(error, _steps_of_two_classes(error, truth, weights))
+            return loss
+        others = view.others.flatten(3)
+        steps, steps_of_others = _steps_by_levels(error, others, truth, weights)
+        loss = WeightedSum.apply(error, steps) + WeightedSum.apply(others, steps_of_others)
+        return loss
 
 
-class _LovaszExtension(torch.autograd.Function):
-    """Σ e·step over the errors (B, G, K, *S) of each class, largest first, (G, K)."""
+@torch.no_grad()
+def _steps_in_order(errors: Tensor, masks: Tensor, weights: Tensor) -> Tensor:
+    """What each voxel adds to the Jaccard losses when it becomes wrong, after those more wrong.
 
-    @staticmethod
-    def forward(
-        ctx: Any,  # noqa: ANN401 (torch's own type)
-        errors: Tensor,
-        masks: Tensor,
-    ) -> Tensor:
-        batch, groups, classes, *space = errors.shape
-        steps_of = _steps_in_order if batch * math.prod(space) <= _SORTED else _steps_by_levels
-        steps = torch.empty_like(errors)
-        losses = errors.new_empty(groups, classes)
-        for g, k in itertools.product(range(groups), range(classes)):
-            voxels = errors[:, g, k].flatten()
-            step = steps_of(voxels, masks[:, g, k].flatten())
-            losses[g, k] = torch.dot(voxels, step)
-            steps[:, g, k] = step.view(batch, *space)
-        ctx.save_for_backward(steps)
-        return losses
-
-    @staticmethod
-    @differentiable_once
-    def backward(
-        ctx: Any,  # noqa: ANN401
-        grad: Tensor,
-    ) -> tuple[Tensor, None]:
-        (steps,) = ctx.saved_tensors
-        return steps * of_maps(grad, steps[0]), None
+    Args:
+        errors: (B, G, K, V).
+        masks: The voxels of each class, (B, G, K, V).
+        weights: Of the classes' losses, (G, K).
+    """
+    steps = torch.empty_like(errors)
+    for g, k in itertools.product(*map(range, weights.shape)):
+        step = _steps_of_class(errors[:, g, k].flatten(), masks[:, g, k].flatten())
+        steps[:, g, k] = step.mul_(weights[g, k]).view_as(steps[:, g, k])
+    return steps
 
 
-def _steps_in_order(errors: Tensor, mask: Tensor) -> Tensor:
-    """What each voxel adds to the Jaccard loss when it becomes wrong, after those of larger error.
+def _steps_of_class(errors: Tensor, mask: Tensor) -> Tensor:
+    """The steps of one class's Jaccard loss.
 
     With P voxels in the mask, i of them and j others wrong already, the loss is
     1 − (P − i)/(P + j); its steps are written out, since their difference would round them away.
@@ -171,20 +166,79 @@ def _steps_in_order(errors: Tensor, mask: Tensor) -> Tensor:
     return torch.empty_like(step).scatter_(0, order, step)
 
 
-def _steps_by_levels(errors: Tensor, mask: Tensor) -> Tensor:
+@torch.no_grad()
+def _steps_by_levels(
+    error: Tensor, others: Tensor, truth: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
     """As :func:`_steps_in_order`, where errors that agree in their leading digits are one level.
+
+    Args:
+        error: That of the true class, (B, G, V).
+        others: Those of the other classes, 0 for the true one, (B, G, K, V).
+        truth: The true class, K where a voxel does not count, (B, G, V).
+        weights: Of the classes' losses, (G, K).
+
+    Returns:
+        The steps of the true class's errors and those of the others.
+    """
+    groups, classes = weights.shape
+    steps, steps_of_others = torch.empty_like(error), torch.empty_like(others)
+    for g in range(groups):
+        row = _level(error[:, g]).add_(truth[:, g], alpha=_LEVELS)
+        *inside, ignored = _histogram(row, classes + 1)
+        table = error.new_zeros(classes + 1, _LEVELS)
+        for k in range(classes):
+            level = _level(others[:, g, k])
+            (outside,) = _histogram(level, 1)
+            outside[0] -= inside[k].sum() + ignored.sum()
+            outer, inner = _steps_of_levels(outside, inside[k]).mul_(weights[g, k])
+            steps_of_others[:, g, k] = _look_up(outer, level)
+            table[k] = inner
+        steps[:, g] = _look_up(table, row)
+    return steps, steps_of_others
+
+
+@torch.no_grad()
+def _steps_of_two_classes(error: Tensor, truth: Tensor, weights: Tensor) -> Tensor:
+    """As :func:`_steps_by_levels`; what one of two classes misses, the other one claims."""
+    steps = torch.empty_like(error)
+    for g, (weight, other_weight) in enumerate(weights):
+        row = _level(error[:, g]).add_(truth[:, g], alpha=_LEVELS)
+        first, second, _ = _histogram(row, 3)
+        outer, inner = _steps_of_levels(second, first).mul_(weight)
+        other_outer, other_inner = _steps_of_levels(first, second).mul_(other_weight)
+        table = torch.stack([inner + other_outer, other_inner + outer, torch.zeros_like(inner)])
+        steps[:, g] = _look_up(table, row)
+    return steps
+
+
+def _level(errors: Tensor) -> Tensor:
+    """The bits of floats ≥ 0 are in the order of the floats: the leading ones of errors (B, V)."""
+    return errors.float().view(torch.int32) >> (23 - _DIGITS)
+
+
+def _histogram(levels: Tensor, rows: int) -> tuple[Tensor, ...]:
+    """Number of voxels of each level, for each row of levels."""
+    counts = torch.zeros(rows * _LEVELS, dtype=torch.int32, device=levels.device)
+    flat = levels.flatten()
+    return counts.index_add_(0, flat, torch.ones_like(flat)).view(rows, -1).unbind()
+
+
+def _look_up(table: Tensor, levels: Tensor) -> Tensor:
+    return table.flatten().index_select(0, levels.flatten()).view_as(levels)
+
+
+def _steps_of_levels(outside: Tensor, inside: Tensor) -> Tensor:
+    """The step of a voxel outside and of one inside the mask, for each level, (2, levels).
 
     Of a level the voxels of the mask are the first to become wrong, or the others are; each voxel
     gets the mean of the two. With I and O of them, P − i = r and P + j = u before, and
     v = u + O, that is (1/u + 1/v)/2 inside and (r − I/2)/(uv) outside; a level's steps add up to
     what it adds to the Jaccard loss.
     """
-    level = errors.float().view(torch.int32) >> (23 - _DIGITS)
-    row = level.add_(mask, alpha=_LEVELS)
-    counts = torch.zeros(2 * _LEVELS, dtype=torch.int32, device=mask.device)
-    outside, inside = counts.index_add_(0, row, torch.ones_like(row)).view(2, -1).unbind()
-    after = len(row) - (outside.cumsum(0, dtype=torch.int32) - outside).to(errors.dtype)  # v
+    right = inside.cumsum(0, dtype=torch.int32) - inside * 0.5  # r − I/2
+    union = inside.sum() + outside.sum()
+    after = union - (outside.cumsum(0, dtype=torch.int32) - outside).to(right.dtype)  # v
     before = after - outside  # u
-    right = inside.cumsum(0, dtype=torch.int32) - inside.to(errors.dtype).mul_(0.5)  # r − I/2
     steps = torch.stack([right, (before + after).mul_(0.5)])
-    return steps.div_((before * after).clamp_min_(1)).flatten().index_select(0, row)
+    return steps.div_((before * after).clamp_min_(1))
