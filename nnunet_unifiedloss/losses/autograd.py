@@ -270,10 +270,12 @@ class WeightedSum(torch.autograd.Function):
 
 
 class FocalTerm(torch.autograd.Function):
-    """w_t · (1−p_t)^γ · CE as a function of CE, given 1 − p_t; see :func:`_weigh` for the weights.
+    """w_t · (1−p_t)^γ · CE as a function of CE, given 1 − p_t.
 
     Its slope w_t · (1−p_t)^γ · (1 + γ·p_t·CE/(1−p_t)) is finite everywhere, also where γ < 1 gives
-    the factor (1−p_t)^γ an infinite slope, because CE/(1−p_t) tends to 1 as p_t does.
+    the factor (1−p_t)^γ an infinite slope, because CE/(1−p_t) tends to 1 as p_t does. The weights
+    are those of the background and of the foreground; without the map of the foreground they are 1.
+    If asymmetric, the foreground's loss is w_t · CE.
     """
 
     @staticmethod
@@ -286,10 +288,19 @@ class FocalTerm(torch.autograd.Function):
         weights: tuple[float, float],
         asymmetric: bool,
     ) -> Tensor:
-        focus = error.pow(gamma)
-        ctx.save_for_backward(cross_entropy, error, focus, foreground)
-        ctx.gamma, ctx.weights, ctx.asymmetric = gamma, weights, asymmetric
-        return _weigh(focus * cross_entropy, cross_entropy, foreground, weights, asymmetric)
+        factor = error.pow(gamma)
+        if foreground is not None:
+            background_weight, foreground_weight = weights
+            if asymmetric:  # the map holds 0 and 1 only, where lerp loses no digit
+                end = factor.new_full((), foreground_weight).expand_as(factor)
+                factor = factor.mul_(background_weight).lerp_(end, foreground)
+            else:
+                weight = foreground * (foreground_weight - background_weight)
+                factor *= weight.add_(background_weight)
+        ctx.gamma = gamma
+        plain = foreground if asymmetric else None
+        ctx.save_for_backward(cross_entropy, error, factor, plain)
+        return factor * cross_entropy
 
     @staticmethod
     @differentiable_once
@@ -297,34 +308,12 @@ class FocalTerm(torch.autograd.Function):
         ctx: Any,  # noqa: ANN401
         grad: Tensor,
     ) -> tuple[Tensor, None, None, None, None, None]:
-        cross_entropy, error, focus, foreground = ctx.saved_tensors
+        cross_entropy, error, factor, plain = ctx.saved_tensors
         slope = error.clamp_min(torch.finfo(error.dtype).tiny).reciprocal_().mul_(cross_entropy)
-        slope = slope.addcmul_(slope, error, value=-1).mul_(ctx.gamma).add_(1).mul_(focus)
-        one = slope.new_ones(()).expand_as(slope)
-        slope = _weigh(slope, one, foreground, ctx.weights, ctx.asymmetric)
-        return slope.mul_(grad), None, None, None, None, None
-
-
-def _weigh(
-    focused: Tensor,
-    plain: Tensor,
-    foreground: Tensor | None,
-    weights: tuple[float, float],
-    asymmetric: bool,
-) -> Tensor:
-    """In place: weight · focused; if asymmetric weight · plain in the foreground.
-
-    The weights are those of the background and of the foreground; without the map of the
-    foreground they are 1.
-    """
-    if foreground is None:
-        return focused
-    if asymmetric:  # the map holds 0 and 1 only, where lerp loses no digit
-        focused = focused.lerp_(plain, foreground)
-    background_weight, foreground_weight = weights
-    return focused.mul_(
-        (foreground * (foreground_weight - background_weight)).add_(background_weight)
-    )
+        slope = slope.addcmul_(slope, error, value=-1).mul_(ctx.gamma)
+        if plain is not None:
+            slope.addcmul_(slope, plain, value=-1)
+        return slope.add_(1).mul_(factor).mul_(grad), None, None, None, None, None
 
 
 def probability(cross_entropy: Tensor) -> Tensor:
