@@ -50,8 +50,8 @@ class LabelView(View):
 
     @property
     def others(self) -> Tensor:
-        """Probability of every class but the true one, 0 there, (B, 1, C, *S)."""
-        return self._others[:, None]
+        """Probability of every class but the true one, (B, 1, C, *S), or of class 1 of two."""
+        return self._others[:, None, 1 if self.num_classes == 2 else 0 :]
 
     @property
     def errors(self) -> Tensor:

@@ -48,9 +48,8 @@ class RegionView(View):
 
     @property
     def others(self) -> Tensor:
-        """Probability of the wrong one of {background, region}, 0 of the other, (B, R, 2, *S)."""
-        error, is_region = self.error, self._foreground
-        return torch.stack([error * is_region, error * (1 - is_region)], 2)
+        """Probability of the region in the background, (B, R, 1, *S)."""
+        return (self.error * (1 - self._foreground))[:, :, None]
 
     @property
     def probabilities(self) -> Tensor:

@@ -80,10 +80,11 @@ class StructuralSimilarityLoss(SegmentationLoss):
 
     def evaluate(self, view: View) -> Tensor:
         """λ · mean CE + (1 − λ) · Σ e·f·CE / Σ f."""
+        others = view.others
         structure, number = _Structure.apply(
-            view.others,
+            others,
             view.cross_entropy,
-            view.one_hot.view(torch.uint8),
+            view.one_hot[:, :, -others.shape[2] :].contiguous().view(torch.uint8),
             _Window.of(self.window, view),
             self.c,
             self.beta,
@@ -138,7 +139,8 @@ class _Structure(torch.autograd.Function):
     """Σ_k e·f, (B, G, *S), and the number of voxels and classes of each f, (B, G).
 
     The probabilities are those of a view: of the others, and that of the true class by its CE.
-    Statistics are those of values less ½: their squares are smaller, and so is the rounding.
+    Statistics are those of values less ½: their squares are smaller, and so is the rounding. Of
+    two classes a view has the second one; the first one's values are the same but for the sign.
     """
 
     @staticmethod
@@ -152,22 +154,28 @@ class _Structure(torch.autograd.Function):
         beta: float,
         over_ranks: bool,
     ) -> tuple[Tensor, Tensor]:
-        mean, deviation, difference = (torch.empty_like(others) for _ in range(3))
+        batch, groups, classes, *space = others.shape
+        mean, deviation = torch.empty_like(others), torch.empty_like(others)
+        difference = others.new_empty(batch, groups, max(classes, 2), *space)
         p_t = probability(cross_entropy)[:, :, None]
         for part in parts(others):
             around = window.part(part[0])
             is_truth = truth[part].to(others.dtype)
             values = around.mask(is_truth - 0.5)
-            reference = _standardised(values, *around.statistics(values, squares=0.25), c)
+            average, spread = around.statistics(values, squares=0.25)
+            reference = _standardised(values, average, spread, c)
             values = around.mask(is_truth.mul_(p_t[part[:2]]).add_(others[part]).sub_(0.5))
             mean[part], deviation[part] = around.statistics(values)
             prediction = _standardised(values, mean[part], deviation[part], c)
-            difference[part] = around.mask(reference.sub_(prediction))
+            difference[part] = around.mask(prediction.sub_(reference))
+            if classes == 1:
+                first = (deviation[part] + c).reciprocal_().sub_((spread + c).reciprocal_())
+                difference[part[:2]][:, :, 1:] = around.mask(first.mul_(2 * c).sub_(prediction))
         threshold = beta * _largest(difference, over_ranks)
         structure = torch.zeros_like(cross_entropy)
         number = structure.new_zeros(structure.shape[:2])
-        sign = torch.empty_like(truth, dtype=torch.int8)  # of the slope of e·f
-        for part in parts(others):
+        sign = torch.empty_like(difference, dtype=torch.int8)  # the slope of e·f by prediction
+        for part in parts(difference):
             size = difference[part].abs()
             selected = size.clone().gt_(threshold[:, part[1]])
             number[part[:2]] += selected.flatten(2).sum(2)
@@ -188,14 +196,18 @@ class _Structure(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, None, None, None, None, None]:
         others, cross_entropy, truth, sign, mean, deviation, *rest = ctx.saved_tensors
         window = _Window(ctx.weights, *rest)
-        grad, p_t = grad.neg()[:, :, None], probability(cross_entropy)[:, :, None]
+        grad, p_t = grad[:, :, None], probability(cross_entropy)[:, :, None]
         slopes, slope_of_truth = torch.empty_like(others), torch.zeros_like(p_t)
         for part in parts(others):
             around = window.part(part[0])
             is_truth = truth[part].to(others.dtype)
             values = around.mask((is_truth * p_t[part[:2]]).add_(others[part]).sub_(0.5))
-            slope = sign[part].to(others.dtype).mul_(grad[part[:2]])
-            slope = _slope(slope, values, mean[part], deviation[part], ctx.c, around)
+            own = sign[part[:2]] if others.shape[2] == 1 else sign[part]
+            slope = total = own.to(others.dtype).mul_(grad[part[:2]])
+            if others.shape[2] == 1:
+                second, first = slope.split(1, 2)
+                slope, total = second - first, second + first
+            slope = _slope(slope, total, values, mean[part], deviation[part], ctx.c, around)
             slopes[part] = slope
             slope_of_truth[part[:2]] += slope.mul_(is_truth).sum(2, keepdim=True)
         return slopes, slope_of_truth.mul_(p_t).neg_()[:, :, 0], None, None, None, None, None
@@ -213,14 +225,21 @@ def _largest(difference: Tensor, over_ranks: bool) -> Tensor:
 
 
 def _slope(
-    slope: Tensor, values: Tensor, mean: Tensor, deviation: Tensor, c: float, window: _Window
+    slope: Tensor,
+    total: Tensor,
+    values: Tensor,
+    mean: Tensor,
+    deviation: Tensor,
+    c: float,
+    window: _Window,
 ) -> Tensor:
-    """The slope of the values, given that of the standardised ones."""
-    slope = slope.div_(deviation + c)
+    """The slope of the values, given that of (values − mean) / (deviation + c) and c / (…)."""
+    spread = deviation + c
     # by way of the variance, whose root has a bounded slope where there is none; times −2
     noise = 2 * torch.finfo(values.dtype).eps ** 0.5
-    by_variance = _standardised(values, mean, deviation, c)
-    by_variance = by_variance.mul_(slope).div_(deviation.clamp_min(noise))
+    by_variance = (values - mean).mul_(slope).add_(total, alpha=c).div_(spread).div_(spread)
+    by_variance /= deviation.clamp_min(noise)
+    slope = slope.div_(spread)
     slope += window.sum((by_variance * mean).sub_(slope).mul_(window.norm))  # by way of the mean
     slope -= window.sum(by_variance.mul_(window.norm)).mul_(values)
     return window.mask(slope)

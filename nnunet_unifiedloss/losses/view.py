@@ -97,7 +97,10 @@ class View(ABC):
     @property
     @abstractmethod
     def others(self) -> Tensor:
-        """Probability of every class but the true one, 0 there and where ignored, (B, G, K, *S)."""
+        """Probability of every class but the true one, 0 there and where ignored, (B, G, K, *S).
+
+        Of two classes the second one only, (B, G, 1, *S): it determines the first one.
+        """
 
     @property
     @abstractmethod
