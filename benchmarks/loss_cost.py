@@ -175,9 +175,10 @@ def print_growth(losses: dict[str, LossFunction], rounds: int, figure: Path) -> 
         print(f"\n| ms by {label} |" + "".join(f" {shape} |" for shape in shapes))
         print("| --- |" + " --- |" * len(shapes))
         rows = growth(everything, shapes, rounds)
-        for name, row in rows.items():
+        for index, (name, row) in enumerate(rows.items()):
             print(f"| {name} |" + "".join(f" {value:.1f} |" for value in row))
-            style = {"color": "black", "linewidth": 3} if name == floor else {"linewidth": 1}
+            style = {"color": f"C{index % 10}", "linestyle": ("-", "--", ":")[index // 10 % 3]}
+            style = {"color": "black", "linewidth": 3} if name == floor else style
             x = [shape[1] if axis == 1 else math.prod((shape[0], *shape[2:])) for shape in shapes]
             ax.loglog(x, row, marker=".", label=name.removesuffix("Loss"), **style)
         ax.set_xlabel(f"{label} (log)")
