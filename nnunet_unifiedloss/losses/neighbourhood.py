@@ -57,7 +57,11 @@ def window_sum(values: Tensor, weights: tuple[float, ...]) -> Tensor:
     return total
 
 
-@torch.library.custom_op("nnunet_unifiedloss::window_sum", mutates_args=())
+@torch.library.custom_op(
+    "nnunet_unifiedloss::window_sum",
+    mutates_args=(),
+    schema="(Tensor values, float[] weights) -> Tensor",
+)
 def _opaque_window_sum(values: Tensor, weights: Sequence[float]) -> Tensor:
     """The sum as one operator: a compiler would compute it anew for each of its uses."""
     return window_sum(values, tuple(weights))
