@@ -19,7 +19,8 @@ def log1p(values: Tensor) -> Tensor:
     What 1 + x rounds away is given back by the factor x / ((1 + x) − 1), after Kahan; where nothing
     is left of x, ln(1 + x) is x − x²/2. Channel by channel, which takes less memory.
     """
-    for channel in values.unbind(1):
+    for index in range(values.shape[1]):
+        channel = values[:, index]
         total = channel + 1
         left = (total - 1).clamp_min_(torch.finfo(values.dtype).tiny)
         series = torch.addcmul(channel, channel, channel, value=-0.5)
