@@ -64,12 +64,12 @@ def window_sum(values: Tensor, weights: tuple[float, ...]) -> Tensor:
 )
 def _opaque_window_sum(values: Tensor, weights: Sequence[float]) -> Tensor:
     """The sum as one operator: a compiler would compute it anew for each of its uses."""
-    return window_sum(values, tuple(weights))
+    return window_sum(values, tuple(weights)).contiguous()  # as the next function promises
 
 
 @_opaque_window_sum.register_fake
 def _(values: Tensor, weights: Sequence[float]) -> Tensor:
-    return torch.empty_like(values)
+    return values.new_empty(values.shape)
 
 
 def parts(values: Tensor) -> list[tuple[slice, ...]]:
