@@ -101,3 +101,17 @@ def test_equal_errors_share_their_steps(value):
 
 def test_no_voxel_in_the_mask_gives_no_nan():
     assert by_levels(torch.zeros(3), torch.zeros(3, dtype=torch.bool)).isfinite().all()
+
+
+@pytest.mark.parametrize(("classes", "regions"), [(2, False), (4, False), (2, True)])
+@pytest.mark.parametrize("value", [float("nan"), -float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_give_no_number(monkeypatch, classes, regions, value):
+    monkeypatch.setattr(jaccard, "_SORTED", 10)
+    logits = torch.zeros(1, classes, 8, 8)
+    logits[0, 0, 3, 3] = value
+    target = torch.zeros(1, classes if regions else 1, 8, 8)
+    target[..., 4:] = 1
+    leaf = logits.requires_grad_()
+    loss = LovaszLoss(regions=regions)(leaf, target)
+    loss.backward()  # a GPU would end the training where an index is out of range
+    assert loss.isnan() or (regions and value == float("inf"))
