@@ -24,6 +24,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
@@ -177,8 +178,9 @@ def print_growth(losses: dict[str, LossFunction], rounds: int, figure: Path) -> 
         rows = growth(everything, shapes, rounds)
         for index, (name, row) in enumerate(rows.items()):
             print(f"| {name} |" + "".join(f" {value:.1f} |" for value in row))
-            style = {"color": f"C{index % 10}", "linestyle": ("-", "--", ":")[index // 10 % 3]}
-            style = {"color": "black", "linewidth": 3} if name == floor else style
+            style: dict[str, Any] = {"color": "black", "linewidth": 3}
+            if name != floor:
+                style = {"color": f"C{index % 10}", "linestyle": ("-", "--", ":")[index // 10 % 3]}
             x = [shape[1] if axis == 1 else math.prod((shape[0], *shape[2:])) for shape in shapes]
             ax.loglog(x, row, marker=".", label=name.removesuffix("Loss"), **style)
         ax.set_xlabel(f"{label} (log)")

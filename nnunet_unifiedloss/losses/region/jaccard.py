@@ -18,7 +18,7 @@ _SORTED = 2**17  # voxels up to which the Lovász loss puts them all in order
 _DIGITS = 11  # binary digits of the errors that more voxels are put in order by
 _OCTAVES = 32  # below 1, that these digits tell apart: errors below 2**-32 share one level
 _LEVELS = (_OCTAVES << _DIGITS) + 1
-_SMALLEST = (127 - _OCTAVES) << 23  # its bits in float32
+_SMALLEST = (127 - _OCTAVES) << 23  # bits of that in float32
 
 
 class JaccardLoss(SegmentationLoss):
