@@ -19,20 +19,13 @@ from nnunet_unifiedloss.losses.autograd import differentiable_once, of_maps
 SPATIAL = 3  # first spatial axis of maps (B, G, K, *S)
 
 
-def add_shifted(total: Tensor, values: Tensor, axis: int, shift: int, weight: float) -> None:
-    """Total += weight · values of the voxel ``shift`` further along the axis, on either side."""
-    length = values.shape[axis] - shift
-    if length > 0:
-        low, high = (total.narrow(axis, start, length) for start in (0, shift))
-        low.add_(values.narrow(axis, shift, length), alpha=weight)
-        high.add_(values.narrow(axis, 0, length), alpha=weight)
-
-
 def sum_of_cross(values: Tensor, *, less: float = 0) -> Tensor:
     """Sum of each voxel and its face neighbours, less a constant."""
     total = values - less
     for axis in range(SPATIAL, values.ndim):
-        add_shifted(total, values, axis, 1, 1.0)
+        length = values.shape[axis] - 1
+        total.narrow(axis, 0, length).add_(values.narrow(axis, 1, length))
+        total.narrow(axis, 1, length).add_(values.narrow(axis, 0, length))
     return total
 
 

@@ -123,14 +123,13 @@ class LovaszLoss(SegmentationLoss):
         if error[:, 0].numel() <= _SORTED:
             errors, masks = view.errors.flatten(3), view.one_hot.flatten(3)
             loss: Tensor = WeightedSum.apply(errors, _steps_in_order(errors, masks, weights))
-            return loss
-        truth = view.truth.flatten(2)
-        if view.num_classes == 2:
-            loss = WeightedSum.apply(error, _steps_of_two_classes(error, truth, weights))
-            return loss
-        others = view.others.flatten(3)
-        steps, steps_of_others = _steps_by_levels(error, others, truth, weights)
-        loss = WeightedSum.apply(error, steps) + WeightedSum.apply(others, steps_of_others)
+        elif view.num_classes == 2:
+            steps = _steps_of_two_classes(error, view.truth.flatten(2), weights)
+            loss = WeightedSum.apply(error, steps)
+        else:
+            others = view.others.flatten(3)
+            steps, outer = _steps_by_levels(error, others, view.truth.flatten(2), weights)
+            loss = WeightedSum.apply(error, steps) + WeightedSum.apply(others, outer)
         return loss
 
 
