@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from nnunet_unifiedloss.losses.elementary import exp, log1p, sharpen, sum_channels
+from nnunet_unifiedloss.losses.elementary import exp, log1p
 
 Slopes = TypeVar("Slopes")
 
@@ -44,60 +44,6 @@ def differentiable_once(backward: Callable[..., Slopes]) -> Callable[..., Slopes
 def of_maps(numbers: Tensor, maps: Tensor) -> Tensor:
     """Numbers for the first axes of maps, shaped so that they apply to all that follows."""
     return numbers.reshape(*numbers.shape, *(1 for _ in maps.shape[numbers.ndim :]))
-
-
-class SoftmaxSplit(torch.autograd.Function):
-    """(logits, label) → (CE, 1 − p_t, p with the true class's channel set to zero).
-
-    Splitting the true class from the others keeps every digit where autograd would subtract nearly
-    equal numbers: 1 − p_t is the sum of the others, and so is the slope of CE. The output
-    1 − p_t has no gradient of its own, see :class:`Error`. Only one tensor of the logits' size is
-    kept for the backward pass.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,  # noqa: ANN401 (torch's own type)
-        logits: Tensor,
-        label: Tensor,
-        ignored: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        others = torch.log_softmax(logits, 1, dtype=accumulation_dtype(logits))
-        cross_entropy = others.gather(1, label).neg_()
-        others = exp(others).scatter_(1, label, torch.zeros_like(cross_entropy))
-        if ignored is not None:
-            others = others.masked_fill_(ignored, 0)
-        error = sum_channels(others)
-        cross_entropy = sharpen(cross_entropy, error)
-        ctx.mark_non_differentiable(error)
-        ctx.set_materialize_grads(False)
-        # most tasks have few classes: eight bytes for each label would be a waste
-        few = logits.shape[1] <= 256
-        ctx.save_for_backward(others, error, cross_entropy, label.to(torch.uint8) if few else label)
-        ctx.dtype = logits.dtype
-        return cross_entropy, error, others
-
-    @staticmethod
-    @differentiable_once
-    def backward(
-        ctx: Any,  # noqa: ANN401
-        slope: Tensor | None,
-        _error: None,
-        grad_others: Tensor | None,
-    ) -> tuple[Tensor, None, None]:
-        others, error, cross_entropy, label = ctx.saved_tensors
-        slope = torch.zeros_like(error) if slope is None else slope
-        at_true_class = error * slope
-        if grad_others is None:
-            grad = others * slope
-        else:
-            # with s = Σ p·grad over the others: p·(grad + slope − s) for them, and
-            # −(1 − p_t)·slope − p_t·s for the true class
-            inner = sum_channels(others, grad_others)
-            at_true_class.addcmul_(probability(cross_entropy), inner)
-            grad = (grad_others - inner.sub_(slope)).mul_(others)
-            del inner
-        return grad.scatter_(1, label.long(), at_true_class.neg_()).to(ctx.dtype), None, None
 
 
 class SigmoidSplit(torch.autograd.Function):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nnunet_unifiedloss.losses.autograd import SoftmaxSplit, SquareSums, WithTruth
+from nnunet_unifiedloss.losses.autograd import SquareSums, WithTruth
+from nnunet_unifiedloss.losses.softmax import SoftmaxSplit
 from nnunet_unifiedloss.losses.view import View
 
 

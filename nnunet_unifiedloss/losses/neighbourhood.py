@@ -7,14 +7,13 @@ of the gradient: nothing has to be kept for the backward pass.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from nnunet_unifiedloss.losses.autograd import differentiable_once, of_maps
+from nnunet_unifiedloss.losses.devices import at_hand
 
 SPATIAL = 3  # first spatial axis of maps (B, G, K, *S)
 
@@ -29,45 +28,9 @@ def sum_of_cross(values: Tensor, *, less: float = 0) -> Tensor:
     return total
 
 
-def window_sum(values: Tensor, weights: tuple[float, ...]) -> Tensor:
-    """Σ weights[|shift|] · values along every axis in turn.
-
-    The weights go from the centre outwards; that of the next voxel is 1.
-    """
-    if torch.compiler.is_compiling():
-        total: Tensor = _opaque_window_sum(values, weights)
-        return total
-    margin = len(weights) - 1
-    total = functional.pad(values, (margin,) * 2 * (values.ndim - SPATIAL))
-    for axis in range(SPATIAL, values.ndim):
-        size = values.shape[axis]
-        shifted = [total.narrow(axis, start, size) for start in range(2 * margin + 1)]
-        total = shifted[margin - 1] + shifted[margin + 1]
-        total.add_(shifted[margin], alpha=weights[0])
-        for shift, weight in enumerate(weights[2:], 2):
-            total.add_(shifted[margin - shift], alpha=weight)
-            total.add_(shifted[margin + shift], alpha=weight)
-    return total
-
-
-@torch.library.custom_op(
-    "nnunet_unifiedloss::window_sum",
-    mutates_args=(),
-    schema="(Tensor values, float[] weights) -> Tensor",
-)
-def _opaque_window_sum(values: Tensor, weights: Sequence[float]) -> Tensor:
-    """The sum as one operator: a compiler would compute it anew for each of its uses."""
-    return window_sum(values, tuple(weights)).contiguous()  # as the next function promises
-
-
-@_opaque_window_sum.register_fake
-def _(values: Tensor, weights: Sequence[float]) -> Tensor:
-    return values.new_empty(values.shape)
-
-
 def parts(values: Tensor) -> list[tuple[slice, ...]]:
     """What of (B, G, K, *S) to work on at a time: on the CPU one map, which its cache holds."""
-    if _free_to_look(values):
+    if at_hand(values):
         return [
             tuple(slice(i, i + 1) for i in item)
             for item in itertools.product(*map(range, values.shape[:SPATIAL]))
@@ -120,11 +83,6 @@ class ErosionSums(torch.autograd.Function):
         return slopes, None, None, None
 
 
-def _free_to_look(values: Tensor) -> bool:
-    """Whether a number of a tensor is at hand without waiting for a device."""
-    return values.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
 def _erode(values: Tensor, erosions: int, counting: Tensor | None) -> list[tuple[Tensor, Tensor]]:
     """e_k and the maximum it was divided by, as long as something is left."""
     left, eroded = values, []
@@ -133,7 +91,7 @@ def _erode(values: Tensor, erosions: int, counting: Tensor | None) -> list[tuple
         left = sum_of_cross(left, less=half).clamp_min_(0)
         left = left if counting is None else left.mul_(counting)
         strongest = left.amax(tuple(range(SPATIAL, left.ndim)), keepdim=True)
-        if _free_to_look(left) and not strongest.any():  # most errors are gone after a few erosions
+        if at_hand(left) and not strongest.any():  # most errors are gone after a few erosions
             break
         something = strongest > torch.finfo(left.dtype).tiny ** 0.5
         strongest = torch.where(something, strongest, 1)

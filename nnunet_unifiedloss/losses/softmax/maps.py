@@ -1,0 +1,59 @@
+"""The softmax's steps on whole maps, for every device, dtype and compiler."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nnunet_unifiedloss.losses.autograd import accumulation_dtype
+from nnunet_unifiedloss.losses.elementary import exp, sum_channels
+
+
+def split(
+    logits: Tensor, label: Tensor, ignored: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Take the true class out of a softmax.
+
+    Args:
+        logits: (B, C, *S).
+        label: True class, (B, 1, *S).
+        ignored: True where a voxel does not count, (B, 1, *S), or None; its label must be valid.
+
+    Returns:
+        CE and 1 − p_t of each voxel, (B, 1, *S); p of the others, 0 for the true class and where
+        ignored, (B, C, *S); what :func:`slopes` has to know of the labels.
+
+    Raises:
+        RuntimeError: A label is out of bounds.
+    """
+    log_p = torch.log_softmax(logits, 1, dtype=accumulation_dtype(logits))
+    cross_entropy = log_p.gather(1, label).neg_()
+    others = exp(log_p).scatter_(1, label, torch.zeros_like(cross_entropy))
+    if ignored is not None:
+        others = others.masked_fill_(ignored, 0)
+    # most tasks have few classes: eight bytes for each label would be a waste
+    truth = label.to(torch.uint8) if others.shape[1] <= 256 else label
+    return cross_entropy, sum_channels(others), others, truth
+
+
+def slopes(
+    others: Tensor,
+    truth: Tensor,
+    error: Tensor,
+    p_t: Tensor,
+    slope: Tensor,
+    grad_others: Tensor | None,
+) -> Tensor:
+    """The slopes of the logits, (B, C, *S), given those of CE and of the others' p.
+
+    With s = Σ p·grad over the others: p·(grad + slope − s) for them, and −(1 − p_t)·slope − p_t·s
+    for the true class.
+    """
+    at_true_class = error * slope
+    if grad_others is None:
+        grad = others * slope
+    else:
+        inner = sum_channels(others, grad_others)
+        at_true_class.addcmul_(p_t, inner)
+        grad = (grad_others - inner.sub_(slope)).mul_(others)
+    return grad.scatter_(1, truth.long(), at_true_class.neg_())

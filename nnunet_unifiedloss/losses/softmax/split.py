@@ -1,0 +1,65 @@
+"""The softmax, with the true class apart from the others."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnunet_unifiedloss.losses.autograd import (
+    differentiable_once,
+    probability,
+)
+from nnunet_unifiedloss.losses.devices import has_loops
+from nnunet_unifiedloss.losses.elementary import sharpen
+from nnunet_unifiedloss.losses.softmax import maps
+
+
+class SoftmaxSplit(torch.autograd.Function):
+    """(logits, label) → (CE, 1 − p_t, p with the true class's channel set to zero).
+
+    Splitting the true class from the others keeps every digit where autograd would subtract nearly
+    equal numbers: 1 − p_t is the sum of the others, and so is the slope of CE. The output
+    1 − p_t has no gradient of its own, see :class:`Error`. Only one tensor of the logits' size is
+    kept for the backward pass.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401 (torch's own type)
+        logits: Tensor,
+        label: Tensor,
+        ignored: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        cross_entropy, error, others, truth = _module(logits).split(logits, label, ignored)
+        cross_entropy = sharpen(cross_entropy, error)
+        ctx.mark_non_differentiable(error)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(others, error, cross_entropy, truth)
+        ctx.dtype = logits.dtype
+        return cross_entropy, error, others
+
+    @staticmethod
+    @differentiable_once
+    def backward(
+        ctx: Any,  # noqa: ANN401
+        slope: Tensor | None,
+        _error: None,
+        grad_others: Tensor | None,
+    ) -> tuple[Tensor, None, None]:
+        others, error, cross_entropy, truth = ctx.saved_tensors
+        slope = torch.zeros_like(error) if slope is None else slope
+        p_t = probability(cross_entropy)
+        grad = _module(others).slopes(others, truth, error, p_t, slope, grad_others)
+        return grad.to(ctx.dtype), None, None
+
+
+def _module(values: Tensor) -> ModuleType:
+    """The module with the steps."""
+    if not has_loops(values):
+        return maps
+    from nnunet_unifiedloss.losses.softmax import loops  # not before it is needed: Numba
+
+    return loops

@@ -1,0 +1,130 @@
+"""The compiled loops compute what whole maps do, which other tests hold against the definitions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from batches import make_batch, options
+from table import every_loss, every_mode
+
+from nnunet_unifiedloss import losses
+from nnunet_unifiedloss.losses import devices
+from nnunet_unifiedloss.losses.softmax import loops, maps
+
+SMALL_SHAPES = [(2, 4, 9, 8, 7), (3, 2, 6, 11), (1, 5, 4, 3, 3), (1, 2, 1, 5, 6), (2, 3, 1, 1)]
+
+
+@pytest.fixture(params=[1, 3], ids=["one thread", "three threads"])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+def evaluate(loss, logits, target):
+    logits = logits.detach().requires_grad_()
+    value = loss(logits, target)
+    return value.detach(), torch.autograd.grad(value, logits)[0]
+
+
+@every_loss
+@every_mode
+@pytest.mark.parametrize("ignore", [False, True], ids=["all", "ignore"])
+def test_every_loss_is_the_same_without_numba(monkeypatch, name, regions, ignore):
+    logits, target = make_batch(regions=regions, ignore=ignore, dims=3, dtype=torch.float32)
+    loss = getattr(losses, name)(**options(regions=regions, ignore=ignore))
+    assert devices.has_loops(logits)
+    value, grad = evaluate(loss, logits, target)
+    monkeypatch.setattr(devices, "_numba_is_installed", lambda: False)
+    assert not devices.has_loops(logits)
+    expected, expected_grad = evaluate(loss, logits, target)
+    torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-7)
+    scale = expected_grad.abs().max().item()
+    torch.testing.assert_close(grad, expected_grad, rtol=1e-4, atol=1e-5 * scale)
+
+
+def random_batch(shape, *, regions, ignore):
+    """Logits of a shape, and labels or regions a fifth of whose voxels is ignored."""
+    generator = torch.Generator().manual_seed(sum(shape))
+    batch, channels, *space = shape
+    logits = 3 * torch.randn(shape, generator=generator)
+    ignored = torch.rand(batch, 1, *space, generator=generator) < 0.2
+    if regions:
+        target = (torch.rand(shape, generator=generator) < 0.3).float()
+        return logits, torch.cat([target, ignored.float()], 1) if ignore else target
+    target = torch.randint(channels, ignored.shape, generator=generator).float()
+    return logits, target.masked_fill(ignored, channels) if ignore else target
+
+
+@pytest.mark.parametrize("shape", SMALL_SHAPES, ids=str)
+@pytest.mark.parametrize("window", [3, 5, 9])
+@pytest.mark.parametrize("ignore", [False, True], ids=["all", "ignore"])
+@every_mode
+def test_planes_agree_with_maps_in_double_precision(threads, shape, window, regions, ignore):
+    """Also where the window is larger than the image, and where threads share a few planes."""
+    logits, target = random_batch(shape, regions=regions, ignore=ignore)
+    loss = losses.StructuralSimilarityLoss(
+        window=window, regions=regions, ignore_label=shape[1] if ignore else None
+    )
+    value, grad = evaluate(loss, logits, target)
+    expected, expected_grad = evaluate(loss, logits.double(), target)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-5)
+    scale = expected_grad.abs().max().item()
+    torch.testing.assert_close(grad.double(), expected_grad, rtol=1e-3, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize("channels", [2, 5, 255, 256, 300])
+@pytest.mark.parametrize("ignore", [False, True], ids=["all", "ignore"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_the_softmax_is_the_same(threads, channels, ignore, dtype):
+    logits, target = random_batch((2, channels, 7, 5, 3), regions=False, ignore=ignore)
+    logits, ignored = logits.to(dtype), (target == channels) if ignore else None
+    label = target.long() if ignored is None else target.long().masked_fill(ignored, 0)
+    found, expected = (module.split(logits, label, ignored) for module in (loops, maps))
+    counting = slice(None) if ignored is None else ~ignored
+    torch.testing.assert_close(found[0][counting], expected[0][counting], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found[1:3], expected[1:3], rtol=1e-5, atol=1e-30)
+    maps_of = [torch.rand_like(found[0]) for _ in range(2)]
+    of_classes = torch.randn(2, channels, 1, 1, 1).expand(found[2].shape)
+    for grad in (None, of_classes, torch.randn_like(found[2])):
+        slopes = [
+            module.slopes(others, truth, error, *maps_of, grad)
+            for module, (_, error, others, truth) in ((loops, found), (maps, expected))
+        ]
+        torch.testing.assert_close(*slopes, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (0, 1, 4, 3, 2), (4, 3, 2, 1, 0)], ids=str)
+def test_any_order_in_memory(order):
+    """As that of channels last."""
+    logits, target = random_batch((2, 3, 6, 5, 4), regions=False, ignore=False)
+    back = torch.argsort(torch.tensor(order)).tolist()
+    reordered = logits.permute(order).contiguous().permute(back)
+    for name in ("UnifiedFocalLoss", "StructuralSimilarityLoss"):
+        loss = getattr(losses, name)()
+        for found, expected in zip(
+            evaluate(loss, reordered, target), evaluate(loss, logits, target), strict=True
+        ):
+            torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("label", [-1, 3, 256, 259])
+def test_a_wrong_label_is_refused(label):
+    """Also one that would be right in a byte."""
+    logits, target = random_batch((2, 3, 6, 5, 4), regions=False, ignore=False)
+    target[1, 0, 2, 3, 1] = label
+    with pytest.raises(ValueError, match=f"target: .*{label}.*labels must be 0 to 2"):
+        losses.DiceLoss()(logits, target)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", ["DiceCrossEntropyLoss", "StructuralSimilarityLoss"])
+def test_what_is_no_number_gives_the_same_as_in_maps(monkeypatch, name, value):
+    logits, target = random_batch((1, 3, 6, 5, 4), regions=False, ignore=False)
+    logits[0, 1, 2, 3, 1], target[0, 0, 2, 3, 1] = value, 0
+    loss = getattr(losses, name)()
+    found, _ = evaluate(loss, logits, target)
+    monkeypatch.setattr(devices, "_numba_is_installed", lambda: False)
+    expected, _ = evaluate(loss, logits, target)
+    torch.testing.assert_close(found, expected, equal_nan=True)
