@@ -36,7 +36,8 @@ class LabelView(View):
             ignored = label == ignore_label
             self.label = label = label.masked_fill(ignored, 0)
         super().__init__(ignored, logits.shape[1], batch_dice, ddp)
-        self.cross_entropy, self._error, self._others = _softmax_split(logits, label, ignored)
+        split = _softmax_split(logits, label, ignored)
+        self.cross_entropy, self._error, self._unmasked_p_t, self._others = split
 
     def _false_positives(self, false_negatives: Tensor) -> Tensor:
         return self._others.flatten(2).sum(2)[:, None]
@@ -109,9 +110,9 @@ class LabelView(View):
 
 def _softmax_split(
     logits: Tensor, label: Tensor, ignored: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     try:
-        split: tuple[Tensor, Tensor, Tensor] = SoftmaxSplit.apply(logits, label, ignored)
+        split: tuple[Tensor, Tensor, Tensor, Tensor] = SoftmaxSplit.apply(logits, label, ignored)
     except RuntimeError as error:  # free of charge, unlike looking at the contents beforehand
         if "out of bounds" not in str(error):
             raise

@@ -20,11 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from nnunet_unifiedloss.losses.autograd import (
-    Error,
-    FocalTerm,
-    probability,
-)
+from nnunet_unifiedloss.losses.autograd import Error, FocalTerm, probability
 from nnunet_unifiedloss.losses.distance import squared_distance
 from nnunet_unifiedloss.losses.distributed import sum_over_ranks
 
@@ -57,6 +53,7 @@ class View(ABC):
 
     cross_entropy: Tensor
     _error: Tensor
+    _unmasked_p_t: Tensor | None = None  # without gradient, like the error, where it is at hand
 
     def __init__(
         self, ignored: Tensor | None, num_classes: int, batch_dice: bool, ddp: bool
@@ -204,8 +201,9 @@ class View(ABC):
         return self._once("p_t", self._probability_of_truth)
 
     def _probability_of_truth(self) -> Tensor:
-        p_t = probability(self.cross_entropy)
-        return p_t if self.ignored is None else p_t.masked_fill_(self.ignored, 0)
+        known = self._unmasked_p_t
+        p_t = probability(self.cross_entropy) if known is None else known
+        return p_t if self.ignored is None else p_t.masked_fill(self.ignored, 0)
 
     def _once(self, name: str, compute: Callable[[], Shared]) -> Shared:
         """What several terms of a loss need is computed when the first one asks."""

@@ -18,12 +18,12 @@ from nnunet_unifiedloss.losses.softmax import maps
 
 
 class SoftmaxSplit(torch.autograd.Function):
-    """(logits, label) → (CE, 1 − p_t, p with the true class's channel set to zero).
+    """(logits, label) → (CE, 1 − p_t, p_t, p with the true class's channel set to zero).
 
     Splitting the true class from the others keeps every digit where autograd would subtract nearly
-    equal numbers: 1 − p_t is the sum of the others, and so is the slope of CE. The output
-    1 − p_t has no gradient of its own, see :class:`Error`. Only one tensor of the logits' size is
-    kept for the backward pass.
+    equal numbers: 1 − p_t is the sum of the others, and so is the slope of CE. The outputs 1 − p_t
+    and p_t have no gradient of their own, see :class:`Error`. Only one tensor of the logits' size
+    is kept for the backward pass.
     """
 
     @staticmethod
@@ -32,14 +32,15 @@ class SoftmaxSplit(torch.autograd.Function):
         logits: Tensor,
         label: Tensor,
         ignored: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         cross_entropy, error, others, truth = _module(logits).split(logits, label, ignored)
         cross_entropy = sharpen(cross_entropy, error)
-        ctx.mark_non_differentiable(error)
+        p_t = probability(cross_entropy)
+        ctx.mark_non_differentiable(error, p_t)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(others, error, cross_entropy, truth)
+        ctx.save_for_backward(others, error, p_t, truth)
         ctx.dtype = logits.dtype
-        return cross_entropy, error, others
+        return cross_entropy, error, p_t, others
 
     @staticmethod
     @differentiable_once
@@ -47,11 +48,11 @@ class SoftmaxSplit(torch.autograd.Function):
         ctx: Any,  # noqa: ANN401
         slope: Tensor | None,
         _error: None,
+        _p_t: None,
         grad_others: Tensor | None,
     ) -> tuple[Tensor, None, None]:
-        others, error, cross_entropy, truth = ctx.saved_tensors
+        others, error, p_t, truth = ctx.saved_tensors
         slope = torch.zeros_like(error) if slope is None else slope
-        p_t = probability(cross_entropy)
         grad = _module(others).slopes(others, truth, error, p_t, slope, grad_others)
         return grad.to(ctx.dtype), None, None
 

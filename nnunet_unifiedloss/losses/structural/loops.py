@@ -56,8 +56,7 @@ def differences(
         for plane in range(part[0] - margin, part[1] + margin):
             slot = plane % len(values)
             if 0 <= plane < depth:
-                _centre(image, k, plane, values[slot])
-                _square(values[slot], squares[slot])
+                _centre(image, k, plane, values[slot], squares[slot])
                 _centre_truth(image, k, plane, reference[slot])
             else:
                 ring[:, slot] = 0
@@ -100,8 +99,7 @@ def slopes(
         for plane in range(part[0] - 2 * margin, part[1] + 2 * margin):
             slot = plane % len(values)
             if 0 <= plane < depth:
-                _centre(image, k, plane, values[slot])
-                _square(values[slot], squares[slot])
+                _centre(image, k, plane, values[slot], squares[slot])
             else:
                 ring[:2, slot] = 0
             middle = plane - margin  # the statistics are known up to here
@@ -124,8 +122,7 @@ def slopes(
             found, here = slope[k, last], last % len(values)
             _sum(by_mean, last, window, found)
             _sum(by_variance, last, window, total)
-            _join(own[here], total, values[here], image.norm[last], found)
-            _put(found, image.truth[last], k + image.first_class, of_truth[last])
+            _join(image, k, last, own[here], total, values[here], found, of_truth[last])
 
 
 @compiled
@@ -193,14 +190,16 @@ def _sum(ring: Array, middle: int, window: WindowInPlanes, out: Array) -> None:
 
 
 @compiled
-def _centre(image: Image, k: int, plane: int, out: Array) -> None:
-    """The probability of a class less ½, 0 where a voxel does not count."""
+def _centre(image: Image, k: int, plane: int, out: Array, squares: Array) -> None:
+    """The probability of a class less ½, 0 where a voxel does not count, and its square."""
     others, p_t, norm = image.others[k, plane], image.p_t[plane], image.norm[plane]
     truth, label = image.truth[plane], np.int32(k + image.first_class)
     for i in range(out.size):
         own = p_t[i]
         value = others[i] + (own if truth[i] == label else ZERO) - _HALF
-        out[i] = value if norm[i] > 0 else ZERO
+        value = value if norm[i] > 0 else ZERO
+        out[i] = value
+        squares[i] = value * value
 
 
 @compiled
@@ -209,12 +208,6 @@ def _centre_truth(image: Image, k: int, plane: int, out: Array) -> None:
     for i in range(out.size):
         value = _HALF if truth[i] == label else -_HALF
         out[i] = value if norm[i] > 0 else ZERO
-
-
-@compiled
-def _square(values: Array, out: Array) -> None:
-    for i in range(out.size):
-        out[i] = values[i] * values[i]
 
 
 @compiled
@@ -309,17 +302,20 @@ def _by_statistics(
 
 
 @compiled
-def _join(own: Array, by_variance: Array, values: Array, norm: Array, slope: Array) -> None:
+def _join(
+    image: Image,
+    k: int,
+    plane: int,
+    own: Array,
+    by_variance: Array,
+    values: Array,
+    slope: Array,
+    of_truth: Array,
+) -> None:
     """Add to the slope by way of the mean what comes directly and by way of the variance."""
+    truth, norm, label = image.truth[plane], image.norm[plane], np.int32(k + image.first_class)
     for i in range(slope.size):
-        value = own[i] + slope[i] - by_variance[i] * values[i]
-        slope[i] = value if norm[i] > 0 else ZERO
-
-
-@compiled
-def _put(slope: Array, truth: Array, label: int, of_truth: Array) -> None:
-    """Copy the slope of a class to where it is the true one."""
-    wanted = np.int32(label)
-    for i in range(slope.size):
-        new, old = slope[i], of_truth[i]
-        of_truth[i] = new if truth[i] == wanted else old
+        value, before = own[i] + slope[i] - by_variance[i] * values[i], of_truth[i]
+        value = value if norm[i] > 0 else ZERO
+        slope[i] = value
+        of_truth[i] = value if truth[i] == label else before

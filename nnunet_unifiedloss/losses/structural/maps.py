@@ -32,8 +32,8 @@ class Window(NamedTuple):
     def of(cls, width: int, view: View) -> Window:
         """The window of a width for a view's maps."""
         weights = tuple(math.exp((1 - i**2) / (2 * SIGMA**2)) for i in range(width // 2 + 1))
-        counting = view.counting.to(view.cross_entropy.dtype)
-        counting = counting[:1] if view.ignored is None else counting
+        counting = view.counting[:1] if view.ignored is None else view.counting
+        counting = counting.to(view.cross_entropy.dtype)
         norm = window_sum(counting, weights).clamp_min_(1).reciprocal_().mul_(counting)
         return cls(weights, norm, view.ignored is None)
 
