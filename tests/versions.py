@@ -22,10 +22,10 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SHOWN = ("nnunetv2", "torch", "numpy", "scipy", "pandas")
-# What others' versions matter to: names and trainers (nnU-Net), values and compilation (torch),
-# statistics and reports (scipy, pandas, matplotlib, …), jobs (submitit), and nnU-Net's own commands
-# on real data, with a training for each label scenario.
-TESTS = ["naming", "trainer", "doctor", "reference", "execution", "statistics", "report"]
+# What others' versions matter to: names and trainers (nnU-Net), values, compilation and loops
+# (torch, Numba), statistics and reports (scipy, pandas, matplotlib, …), jobs (submitit), and
+# nnU-Net's own commands on real data, with a training for each label scenario.
+TESTS = ["naming", "trainer", "doctor", "reference", "execution", "loops", "statistics", "report"]
 TESTS += ["sweep_slurm", "nnunet"]
 GRAPHS = ["export_onnx"]
 SETS = {"lowest": TESTS, "onnx": GRAPHS, "newest": [*TESTS, *GRAPHS]}
