@@ -56,21 +56,15 @@ class Probabilities(NamedTuple):
     p_t: Tensor  # (B, G, *S)
     truth: Tensor  # index of the true class, (B, G, *S)
 
-    @property
-    def first_class(self) -> int:
-        """The class of the first map."""
-        return 1 if self.others.shape[2] == 1 else 0
-
-    def is_truth(self) -> Tensor:
-        """1 for the true class, else 0, (B, G, K, *S)."""
-        classes = torch.arange(self.others.shape[2], device=self.truth.device) + self.first_class
-        differences = self.truth[:, :, None] - of_maps(classes, self.truth[0])
-        return differences.logical_not().to(self.others.dtype)
-
 
 def least_variance(dtype: torch.dtype) -> float:
     """A smaller variance is nothing but rounding."""
     return float(4 * torch.finfo(dtype).eps)
+
+
+def first_class(others: Tensor) -> int:
+    """The class of the first map: 1 of two classes, whose only map it is."""
+    return 1 if others.shape[2] == 1 else 0
 
 
 def differences(
@@ -82,7 +76,7 @@ def differences(
         The differences (B, G, classes, *S), of two classes the second one first; the largest
         absolute one of each group, (G,); what was computed on the way, for :func:`slopes`.
     """
-    is_truth = probabilities.is_truth()
+    is_truth = _is_truth(probabilities)
     values = window.mask(is_truth - 0.5)
     reference_mean, reference_deviation = window.statistics(values)
     difference = _standardised(values, reference_mean, reference_deviation, c).neg_()
@@ -90,7 +84,7 @@ def differences(
     values = window.mask(values)
     mean, deviation = window.statistics(values)
     difference += _standardised(values, mean, deviation, c)
-    if probabilities.first_class:
+    if first_class(probabilities.others):
         first = (deviation + c).reciprocal_().sub_((reference_deviation + c).reciprocal_())
         difference = torch.cat([difference, first.mul_(2 * c).sub_(difference)], 2)
     flat = window.mask(difference).flatten(3)
@@ -125,11 +119,11 @@ def slopes(
         For the classes (B, G, K, *S), with the true one; for the true one (B, G, *S).
     """
     mean, deviation = kept
-    is_truth = probabilities.is_truth()
+    is_truth = _is_truth(probabilities)
     values = (is_truth * probabilities.p_t[:, :, None]).add_(probabilities.others).sub_(0.5)
     values = window.mask(values)
     slope = total = sign * grad[:, :, None]
-    if probabilities.first_class:
+    if first_class(probabilities.others):
         second, first = slope.chunk(2, 2)
         slope, total = second - first, second + first
     # of (values − mean + c) / (deviation + c): slope for the values, total for c
@@ -179,6 +173,13 @@ def _opaque_window_sum(values: Tensor, weights: Sequence[float]) -> Tensor:
 @_opaque_window_sum.register_fake
 def _(values: Tensor, weights: Sequence[float]) -> Tensor:
     return values.new_empty(values.shape)
+
+
+def _is_truth(probabilities: Probabilities) -> Tensor:
+    """1 for the true class, else 0, (B, G, K, *S)."""
+    others, truth = probabilities.others, probabilities.truth
+    classes = torch.arange(others.shape[2], device=truth.device) + first_class(others)
+    return (truth[:, :, None] - of_maps(classes, truth[0])).logical_not().to(others.dtype)
 
 
 def _standardised(values: Tensor, mean: Tensor, deviation: Tensor, c: float) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nnunet_unifiedloss.losses.compiled import Array, Result, in_threads, shares
 from nnunet_unifiedloss.losses.structural import loops
-from nnunet_unifiedloss.losses.structural.maps import Probabilities, Window
+from nnunet_unifiedloss.losses.structural.maps import Probabilities, Window, first_class
 
 
 def differences(
@@ -79,13 +79,12 @@ def _run(
     through = within if len(space) == 3 else np.ones(2, np.float32)  # there is nothing beyond
     reach = loops.WindowInPlanes(within, through, space[-1])
     known, arrays = [in_planes(t) for t in probabilities], [in_planes(t) for t in tensors]
-    norm = in_planes(window.norm)[:, 0, 0]
+    norm, first = in_planes(window.norm)[:, 0, 0], first_class(probabilities.others)
 
     def of_part(job: tuple[int, int, tuple[int, int]]) -> Result:
         b, g, part = job
         others, p_t, truth = (array[b, g] for array in known)
-        first_class = probabilities.first_class
-        image = loops.Image(others, p_t, truth, norm[b % len(norm)], first_class)
+        image = loops.Image(others, p_t, truth, norm[b % len(norm)], first)
         return loop(image, reach, np.float32(c), part, *(array[b, g] for array in arrays))
 
     return in_threads(of_part, itertools.product(range(batch), range(groups), shares(depth)))
