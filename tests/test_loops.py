@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from batches import make_batch, options
 from table import every_loss, every_mode
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nnunet_unifiedloss import losses
 from nnunet_unifiedloss.losses import devices
@@ -14,10 +19,11 @@ from nnunet_unifiedloss.losses.softmax import loops, maps
 SMALL_SHAPES = [(2, 4, 9, 8, 7), (3, 2, 6, 11), (1, 5, 4, 3, 3), (1, 2, 1, 5, 6), (2, 3, 1, 1)]
 
 
-@pytest.fixture(params=[1, 3], ids=["one thread", "three threads"])
-def threads(request):
+@pytest.fixture(autouse=True)
+def one_thread():
+    """With several the softmax is torch's."""
     before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 
@@ -36,7 +42,7 @@ def test_every_loss_is_the_same_without_numba(monkeypatch, name, regions, ignore
     loss = getattr(losses, name)(**options(regions=regions, ignore=ignore))
     assert devices.has_loops(logits)
     value, grad = evaluate(loss, logits, target)
-    monkeypatch.setattr(devices, "_numba_is_installed", lambda: False)
+    monkeypatch.setattr(devices, "_numba_works", lambda: False)
     assert not devices.has_loops(logits)
     expected, expected_grad = evaluate(loss, logits, target)
     torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-7)
@@ -61,8 +67,8 @@ def random_batch(shape, *, regions, ignore):
 @pytest.mark.parametrize("window", [3, 5, 9])
 @pytest.mark.parametrize("ignore", [False, True], ids=["all", "ignore"])
 @every_mode
-def test_planes_agree_with_maps_in_double_precision(threads, shape, window, regions, ignore):
-    """Also where the window is larger than the image, and where threads share a few planes."""
+def test_planes_agree_with_maps_in_double_precision(shape, window, regions, ignore):
+    """Also where the window is larger than the image."""
     logits, target = random_batch(shape, regions=regions, ignore=ignore)
     loss = losses.StructuralSimilarityLoss(
         window=window, regions=regions, ignore_label=shape[1] if ignore else None
@@ -77,7 +83,7 @@ def test_planes_agree_with_maps_in_double_precision(threads, shape, window, regi
 @pytest.mark.parametrize("channels", [2, 5, 255, 256, 300])
 @pytest.mark.parametrize("ignore", [False, True], ids=["all", "ignore"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_the_softmax_is_the_same(threads, channels, ignore, dtype):
+def test_the_softmax_is_the_same(channels, ignore, dtype):
     logits, target = random_batch((2, channels, 7, 5, 3), regions=False, ignore=ignore)
     logits, ignored = logits.to(dtype), (target == channels) if ignore else None
     label = target.long() if ignored is None else target.long().masked_fill(ignored, 0)
@@ -125,6 +131,60 @@ def test_what_is_no_number_gives_the_same_as_in_maps(monkeypatch, name, value):
     logits[0, 1, 2, 3, 1], target[0, 0, 2, 3, 1] = value, 0
     loss = getattr(losses, name)()
     found, _ = evaluate(loss, logits, target)
-    monkeypatch.setattr(devices, "_numba_is_installed", lambda: False)
+    monkeypatch.setattr(devices, "_numba_works", lambda: False)
     expected, _ = evaluate(loss, logits, target)
     torch.testing.assert_close(found, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("name", ["DiceLoss", "StructuralSimilarityLoss"])
+def test_with_several_threads_and_in_inference_mode(threads, name):
+    logits, target = random_batch((2, 3, 6, 5, 4), regions=False, ignore=False)
+    loss = getattr(losses, name)()
+    expected = loss(logits.double(), target).item()
+    torch.set_num_threads(threads)
+    with torch.inference_mode():
+        assert loss(logits, target).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_another_number_of_threads_on_the_way_back():
+    """As in the threads of autograd: the way back follows the way there."""
+    logits, target = random_batch((2, 3, 6, 5, 4), regions=False, ignore=True)
+    loss = losses.UnifiedFocalLoss(ignore_label=3)
+    _, expected = evaluate(loss, logits, target)
+    for there, back in ((1, 2), (2, 1)):
+        torch.set_num_threads(there)
+        value = loss(logits.requires_grad_(), target)
+        torch.set_num_threads(back)
+        torch.testing.assert_close(torch.autograd.grad(value, logits)[0], expected)
+
+
+@pytest.mark.parametrize("name", ["DiceLoss", "StructuralSimilarityLoss"])
+def test_tensors_without_numbers_and_other_default_devices(name):
+    logits, target = random_batch((2, 3, 6, 5, 4), regions=False, ignore=False)
+    loss = getattr(losses, name)()
+    expected = loss(logits, target)
+    with torch.device("meta"):
+        torch.testing.assert_close(loss(logits, target), expected)
+    with FakeTensorMode() as mode:
+        assert loss(mode.from_tensor(logits), mode.from_tensor(target)).shape == ()
+
+
+def test_a_numba_that_cannot_be_imported(tmp_path):
+    """As where NumPy is too new for it: a warning, and torch's operators."""
+    (tmp_path / "numba.py").write_text("raise ImportError('Numba needs NumPy 2.4 or less')")
+    source = """
+import torch, warnings
+from nnunet_unifiedloss import losses
+with warnings.catch_warnings(record=True) as found:
+    warnings.simplefilter("always")
+    for _ in range(2):
+        value = losses.DiceLoss()(torch.zeros(1, 2, 4, 4), torch.zeros(1, 1, 4, 4))
+print(round(value.item(), 2), [str(w.message) for w in found if "numba" in str(w.message)])
+"""
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", source], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Numba needs NumPy 2.4 or less") == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import warnings
 
 import torch
 from torch import Tensor
@@ -15,11 +16,25 @@ def at_hand(values: Tensor) -> bool:
 
 
 def has_loops(values: Tensor) -> bool:
-    """Whether there are loops for a tensor that Numba compiles, see :mod:`compiled`."""
-    single = values.dtype != torch.float64  # the losses compute in float32 then
-    return at_hand(values) and single and _numba_is_installed()
+    """Whether there are loops for a tensor that Numba compiles, see :mod:`compiled`.
+
+    Subclasses may hold no numbers, such as the tensors that tools trace with.
+    """
+    return (
+        at_hand(values)
+        and type(values) in (Tensor, torch.nn.Parameter)
+        and values.dtype != torch.float64  # the losses compute in float32 then
+        and _numba_works()
+    )
 
 
 @functools.cache
-def _numba_is_installed() -> bool:
-    return importlib.util.find_spec("numba") is not None
+def _numba_works() -> bool:
+    if importlib.util.find_spec("numba") is None:
+        return False
+    try:
+        importlib.import_module("numba")
+    except ImportError as error:  # as where NumPy is too new for it
+        warnings.warn(f"numba: losses take longer on the CPU without it: {error}", stacklevel=2)
+        return False
+    return True

@@ -58,12 +58,12 @@ class LabelView(View):
     @property
     def errors(self) -> Tensor:
         """|y − p| of every class, (B, 1, C, *S)."""
-        return self._once("errors", lambda: self._with_truth(self._error, self._p_t))
+        return self._once("errors", lambda: self._with_truth(self._error, self.p_t_value))
 
     @property
     def probabilities(self) -> Tensor:
         """Probability of every class, 0 where ignored, (B, 1, C, *S)."""
-        return self._with_truth(self._p_t, -self._p_t)
+        return self._with_truth(self.p_t_value, -self.p_t_value)
 
     def _with_truth(self, values: Tensor, slope: Tensor) -> Tensor:
         maps: Tensor = WithTruth.apply(self._others, self.cross_entropy, values, slope, self.label)

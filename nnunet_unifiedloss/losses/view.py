@@ -109,7 +109,7 @@ class View(ABC):
         """Probability of a voxel's true class, 0 where ignored, (B, G, *S)."""
         # the value of its own keeps the digits; the slope is that of 1 − error
         error = self.error
-        return self._p_t - (error - error.detach())
+        return self.p_t_value - (error - error.detach())
 
     @abstractmethod
     def squared_errors(self) -> tuple[Tensor, Tensor]:
@@ -185,7 +185,7 @@ class View(ABC):
     @property
     def error(self) -> Tensor:
         """1 − p_t, accurate down to the smallest float, (B, G, *S)."""
-        error: Tensor = Error.apply(self.cross_entropy, self._error, self._p_t)
+        error: Tensor = Error.apply(self.cross_entropy, self._error, self.p_t_value)
         return error
 
     @property
@@ -197,7 +197,8 @@ class View(ABC):
         return self._once("counts", self._count)
 
     @property
-    def _p_t(self) -> Tensor:
+    def p_t_value(self) -> Tensor:
+        """As :attr:`p_t`, without a gradient."""
         return self._once("p_t", self._probability_of_truth)
 
     def _probability_of_truth(self) -> Tensor:
@@ -214,7 +215,7 @@ class View(ABC):
 
     def _count(self) -> Counts:
         false_negatives = self.sum_by_class(self.error)
-        true_positives = self.sum_by_class(self._p_t)
+        true_positives = self.sum_by_class(self.p_t_value)
         # a sum of its own keeps the digits; the slope is that of p_t = 1 − error
         true_positives = true_positives - (false_negatives - false_negatives.detach())
         false_positives = self._false_positives(false_negatives)

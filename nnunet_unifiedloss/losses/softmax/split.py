@@ -8,10 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnunet_unifiedloss.losses.autograd import (
-    differentiable_once,
-    probability,
-)
+from nnunet_unifiedloss.losses.autograd import differentiable_once, probability
 from nnunet_unifiedloss.losses.devices import has_loops
 from nnunet_unifiedloss.losses.elementary import sharpen
 from nnunet_unifiedloss.losses.softmax import maps
@@ -33,7 +30,9 @@ class SoftmaxSplit(torch.autograd.Function):
         label: Tensor,
         ignored: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        cross_entropy, error, others, truth = _module(logits).split(logits, label, ignored)
+        # torch's operators share maps out among its threads, where there are several
+        ctx.loops = has_loops(logits) and torch.get_num_threads() == 1
+        cross_entropy, error, others, truth = _steps(ctx.loops).split(logits, label, ignored)
         cross_entropy = sharpen(cross_entropy, error)
         p_t = probability(cross_entropy)
         ctx.mark_non_differentiable(error, p_t)
@@ -53,13 +52,12 @@ class SoftmaxSplit(torch.autograd.Function):
     ) -> tuple[Tensor, None, None]:
         others, error, p_t, truth = ctx.saved_tensors
         slope = torch.zeros_like(error) if slope is None else slope
-        grad = _module(others).slopes(others, truth, error, p_t, slope, grad_others)
+        grad = _steps(ctx.loops).slopes(others, truth, error, p_t, slope, grad_others)
         return grad.to(ctx.dtype), None, None
 
 
-def _module(values: Tensor) -> ModuleType:
-    """The module with the steps."""
-    if not has_loops(values):
+def _steps(in_loops: bool) -> ModuleType:
+    if not in_loops:
         return maps
     from nnunet_unifiedloss.losses.softmax import loops  # not before it is needed: Numba
 

@@ -10,6 +10,11 @@ import torch
 
 from nnunet_unifiedloss.losses.compiled import ONE, ZERO, Array, compiled
 from nnunet_unifiedloss.losses.structural.maps import least_variance
+from nnunet_unifiedloss.losses.structural.window_loops import (
+    WindowInPlanes,
+    empty_plane,
+    sum_in_window,
+)
 
 _QUARTER, _HALF, _TWO = np.float32(0.25), np.float32(0.5), np.float32(2)
 _LEAST_VARIANCE = np.float32(least_variance(torch.float32))
@@ -26,50 +31,34 @@ class Image(NamedTuple):
     first_class: int  # 1 of two classes, whose maps tell all of class 0, else 0
 
 
-class WindowInPlanes(NamedTuple):
-    """Weights from the centre outwards, within a plane of some columns and through the planes."""
-
-    within: Array
-    through: Array
-    columns: int
-
-
 @compiled
-def differences(
-    image: Image,
-    window: WindowInPlanes,
-    c: np.float32,
-    part: tuple[int, int],
-    difference: Array,
-) -> np.int32:
-    """Differences in some planes of an image, see :func:`maps.differences`; the largest one's bits.
+def differences(image: Image, window: WindowInPlanes, c: np.float32, difference: Array) -> np.int32:
+    """Differences in an image, see :func:`maps.differences`, and the bits of the largest one.
 
     As whole numbers the bits of positive floats are in the same order, with NaN at the end.
     """
-    classes, depth, voxels = image.others.shape
+    classes, planes, voxels = image.others.shape
     margin = len(window.through) - 1
-    ring = np.zeros((3, 2 * margin + 1, voxels), np.float32)  # the planes that a window reaches
+    ring = np.empty((3, 2 * margin + 1, voxels), np.float32)  # the planes that a window reaches
     values, squares, reference = ring[0], ring[1], ring[2]  # known to be contiguous like this
-    mean, deviation, other_deviation = _zeros(voxels), _zeros(voxels), _zeros(voxels)
+    mean, deviation, other_deviation = empty_plane(voxels), empty_plane(voxels), empty_plane(voxels)
     largest = np.int32(0)
     for k in range(classes):
-        for plane in range(part[0] - margin, part[1] + margin):
+        ring[:] = 0
+        for plane in range(planes + margin):
             slot = plane % len(values)
-            if 0 <= plane < depth:
+            if plane < planes:
                 _centre(image, k, plane, values[slot], squares[slot])
                 _centre_truth(image, k, plane, reference[slot])
             else:
                 ring[:, slot] = 0
             middle = plane - margin
-            if middle < part[0]:
+            if middle < 0:
                 continue
-            norm, found = image.norm[middle], difference[k, middle]
-            here = middle % len(values)
-            _sum(values, middle, window, mean)
-            _sum(squares, middle, window, deviation)
-            _to_statistics(mean, deviation, norm)
+            norm, found, here = image.norm[middle], difference[k, middle], middle % len(values)
+            _statistics(values, squares, middle, window, norm, mean, deviation)
             _standardise(values[here], mean, deviation, c, found)
-            _sum(reference, middle, window, mean)
+            sum_in_window(reference, middle, window, mean)
             _subtract_reference(reference[here], mean, norm, c, other_deviation, found)
             largest = max(largest, _largest_bits(found))
             if image.first_class:
@@ -83,46 +72,40 @@ def slopes(
     image: Image,
     window: WindowInPlanes,
     c: np.float32,
-    part: tuple[int, int],
     grad: Array,
     sign: Array,
     slope: Array,
     of_truth: Array,
 ) -> None:
-    """Slopes in some planes of an image, see :func:`maps.slopes`."""
-    classes, depth, voxels = image.others.shape
+    """Slopes in an image, see :func:`maps.slopes`."""
+    classes, planes, voxels = image.others.shape
     margin = len(window.through) - 1
-    ring = np.zeros((5, 2 * margin + 1, voxels), np.float32)
+    ring = np.empty((5, 2 * margin + 1, voxels), np.float32)
     values, squares, own, by_mean, by_variance = ring[0], ring[1], ring[2], ring[3], ring[4]
-    mean, deviation, total = _zeros(voxels), _zeros(voxels), _zeros(voxels)
+    mean, deviation, total = empty_plane(voxels), empty_plane(voxels), empty_plane(voxels)
     for k in range(classes):
-        for plane in range(part[0] - 2 * margin, part[1] + 2 * margin):
+        ring[:] = 0
+        for plane in range(planes + 2 * margin):
             slot = plane % len(values)
-            if 0 <= plane < depth:
+            if plane < planes:
                 _centre(image, k, plane, values[slot], squares[slot])
             else:
                 ring[:2, slot] = 0
             middle = plane - margin  # the statistics are known up to here
             slot = middle % len(values)
-            if max(part[0] - margin, 0) <= middle < depth:
-                norm = image.norm[middle]
-                _sum(values, middle, window, mean)
-                _sum(squares, middle, window, deviation)
-                _to_statistics(mean, deviation, norm)
+            if 0 <= middle < planes:
+                norm, by = image.norm[middle], (by_mean[slot], by_variance[slot])
+                _statistics(values, squares, middle, window, norm, mean, deviation)
                 _of_signs(image, sign, k, middle, grad[middle], own[slot], total)
-                _by_statistics(
-                    values[slot], mean, deviation, norm, c, own[slot], total,
-                    by_mean[slot], by_variance[slot],
-                )  # fmt: skip
+                _by_statistics(values[slot], mean, deviation, norm, c, own[slot], total, *by)
             else:
                 ring[2:, slot] = 0
             last = middle - margin  # and so are the slopes of the statistics around this one
-            if last < part[0]:
-                continue
-            found, here = slope[k, last], last % len(values)
-            _sum(by_mean, last, window, found)
-            _sum(by_variance, last, window, total)
-            _join(image, k, last, own[here], total, values[here], found, of_truth[last])
+            if last >= 0:
+                found, here = slope[k, last], last % len(values)
+                sum_in_window(by_mean, last, window, found)
+                sum_in_window(by_variance, last, window, total)
+                _join(image, k, last, own[here], total, values[here], found, of_truth[last])
 
 
 @compiled
@@ -139,54 +122,6 @@ def select(threshold: np.float32, difference: Array, total: Array, sign: Array) 
             sign_of_class[i] = direction if selected else np.int8(0)
             number += selected
     return number
-
-
-@compiled
-def _zeros(voxels: int) -> Array:
-    return np.zeros(voxels, np.float32)
-
-
-@compiled
-def _sum(ring: Array, middle: int, window: WindowInPlanes, out: Array) -> None:
-    """The window's sum around each voxel of a plane, 0 outside of the image."""
-    through = np.empty(out.size, np.float32)
-    centre = ring[middle % len(ring)]
-    before, after = ring[(middle - 1) % len(ring)], ring[(middle + 1) % len(ring)]
-    for i in range(out.size):
-        through[i] = window.through[0] * centre[i] + (before[i] + after[i])
-    for shift in range(2, len(window.through)):
-        weight = window.through[shift]
-        before, after = ring[(middle - shift) % len(ring)], ring[(middle + shift) % len(ring)]
-        for i in range(out.size):
-            through[i] += weight * (before[i] + after[i])
-    columns, margin = window.columns, len(window.within) - 1
-    padded = np.zeros(columns + 2 * margin, np.float32)
-    line, nothing = padded[margin : margin + columns], np.zeros(columns, np.float32)
-    rows = out.size // columns
-    for y in range(rows):
-        for shift in range(1, margin + 1):
-            above, below = y - shift, y + shift
-            before = through[above * columns : (above + 1) * columns] if above >= 0 else nothing
-            after = through[below * columns : (below + 1) * columns] if below < rows else nothing
-            if shift == 1:
-                centre = through[y * columns : (y + 1) * columns]
-                for x in range(columns):
-                    line[x] = window.within[0] * centre[x] + (before[x] + after[x])
-            else:
-                weight = window.within[shift]
-                for x in range(columns):
-                    line[x] += weight * (before[x] + after[x])
-        found = out[y * columns : (y + 1) * columns]
-        for shift in range(1, margin + 1):
-            before = padded[margin - shift : margin - shift + columns]
-            after = padded[margin + shift : margin + shift + columns]
-            if shift == 1:
-                for x in range(columns):
-                    found[x] = window.within[0] * line[x] + (before[x] + after[x])
-            else:
-                weight = window.within[shift]
-                for x in range(columns):
-                    found[x] += weight * (before[x] + after[x])
 
 
 @compiled
@@ -211,8 +146,18 @@ def _centre_truth(image: Image, k: int, plane: int, out: Array) -> None:
 
 
 @compiled
-def _to_statistics(mean: Array, deviation: Array, norm: Array) -> None:
-    """Sums of values and of squares to mean and standard deviation."""
+def _statistics(
+    values: Array,
+    squares: Array,
+    plane: int,
+    window: WindowInPlanes,
+    norm: Array,
+    mean: Array,
+    deviation: Array,
+) -> None:
+    """Mean and standard deviation around each voxel of a plane."""
+    sum_in_window(values, plane, window, mean)
+    sum_in_window(squares, plane, window, deviation)
     for i in range(mean.size):
         average = mean[i] * norm[i]
         variance = deviation[i] * norm[i] - average * average

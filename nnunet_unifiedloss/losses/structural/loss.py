@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from nnunet_unifiedloss.losses.arguments import check_count, check_number
-from nnunet_unifiedloss.losses.autograd import differentiable_once, probability
+from nnunet_unifiedloss.losses.autograd import differentiable_once
 from nnunet_unifiedloss.losses.base import Options, SegmentationLoss
 from nnunet_unifiedloss.losses.devices import has_loops
 from nnunet_unifiedloss.losses.distributed import maximum_over_ranks
@@ -81,7 +81,14 @@ class StructuralSimilarityLoss(SegmentationLoss):
         """λ · mean CE + (1 − λ) · Σ e·f·CE / Σ f."""
         window = Window.of(self.window, view)
         structure, number = _Structure.apply(
-            view.others, view.cross_entropy, view.truth, window, self.c, self.beta, self.ddp
+            view.others,
+            view.cross_entropy,
+            view.p_t_value,
+            view.truth,
+            window,
+            self.c,
+            self.beta,
+            self.ddp,
         )
         weighted = view.over_batch((structure * view.cross_entropy).flatten(2).sum(2))
         similarity = (weighted / view.over_batch(number).clamp_min(1)).mean()
@@ -90,25 +97,29 @@ class StructuralSimilarityLoss(SegmentationLoss):
 
 
 class _Structure(torch.autograd.Function):
-    """Σ_k e·f, (B, G, *S), and the number of voxels and classes of each f, (B, G)."""
+    """Σ_k e·f, (B, G, *S), and the number of voxels and classes of each f, (B, G).
+
+    It is a function of the others' probabilities and, by its CE, of the true class's, given p_t.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,  # noqa: ANN401 (torch's own type)
         others: Tensor,
-        cross_entropy: Tensor,
+        _cross_entropy: Tensor,
+        p_t: Tensor,
         truth: Tensor,
         window: Window,
         c: float,
         beta: float,
         over_ranks: bool,
     ) -> tuple[Tensor, Tensor]:
-        p_t = probability(cross_entropy)
+        ctx.loops = has_loops(others)
+        steps = _steps(ctx.loops)
         probabilities = Probabilities(others, p_t, truth)
-        module = _module(others)
-        difference, largest, kept = module.differences(probabilities, window, c)
+        difference, largest, kept = steps.differences(probabilities, window, c)
         largest = maximum_over_ranks(largest) if over_ranks else largest
-        structure, number, sign = module.select(difference, beta * largest)
+        structure, number, sign = steps.select(difference, beta * largest)
         ctx.c, ctx.weights, ctx.all_count = c, window.weights, window.all_count
         ctx.save_for_backward(others, p_t, truth, window.norm, sign, *kept)
         ctx.mark_non_differentiable(number)
@@ -120,17 +131,17 @@ class _Structure(torch.autograd.Function):
         ctx: Any,  # noqa: ANN401
         grad: Tensor,
         _number: None,
-    ) -> tuple[Tensor, Tensor, None, None, None, None, None]:
+    ) -> tuple[Tensor, Tensor, None, None, None, None, None, None]:
         others, p_t, truth, norm, sign, *kept = ctx.saved_tensors
         window = Window(ctx.weights, norm, ctx.all_count)
         probabilities = Probabilities(others, p_t, truth)
-        slopes, of_truth = _module(others).slopes(grad, sign, probabilities, window, ctx.c, kept)
-        return slopes, of_truth.mul_(p_t).neg_(), None, None, None, None, None
+        steps = _steps(ctx.loops)
+        slopes, of_truth = steps.slopes(grad, sign, probabilities, window, ctx.c, kept)
+        return slopes, of_truth.mul_(p_t).neg_(), None, None, None, None, None, None
 
 
-def _module(values: Tensor) -> ModuleType:
-    """The module with the steps."""
-    if not has_loops(values):
+def _steps(in_loops: bool) -> ModuleType:
+    if not in_loops:
         return maps
     from nnunet_unifiedloss.losses.structural import planes  # not before it is needed: Numba
 

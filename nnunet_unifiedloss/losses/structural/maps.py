@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from nnunet_unifiedloss.losses.autograd import of_maps
+from nnunet_unifiedloss.losses.neighbourhood import SPATIAL
 from nnunet_unifiedloss.losses.view import View
 
 SIGMA = 1.5  # of the Gaussian window, in voxels, as in the structural similarity index
-_SPATIAL = 3  # first spatial axis of maps (B, G, K, *S)
 
 
 class Window(NamedTuple):
@@ -148,8 +148,8 @@ def window_sum(values: Tensor, weights: tuple[float, ...]) -> Tensor:
         total: Tensor = _opaque_window_sum(values, weights)
         return total
     margin = len(weights) - 1
-    total = functional.pad(values, (margin,) * 2 * (values.ndim - _SPATIAL))
-    for axis in range(_SPATIAL, values.ndim):
+    total = functional.pad(values, (margin,) * 2 * (values.ndim - SPATIAL))
+    for axis in range(SPATIAL, values.ndim):
         size = values.shape[axis]
         shifted = [total.narrow(axis, start, size) for start in range(2 * margin + 1)]
         total = shifted[margin - 1] + shifted[margin + 1]
