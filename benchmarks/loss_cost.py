@@ -6,12 +6,14 @@
     python benchmarks/loss_cost.py --growth docs/growth.png   # time against classes and voxels
     python benchmarks/loss_cost.py --distances          # beside MONAI's HausdorffDTLoss
     python benchmarks/loss_cost.py --json docs/measured.json   # for the pages made of it
+    python benchmarks/loss_cost.py --device cuda        # any of these on a GPU
 
 All losses run in turn, again and again, in one process on the same logits. The table shows the
 median over the rounds of the ratio to the baseline of the same round, so that a machine whose
 speed drifts does not favour anybody. Time is processor time, by default of one thread: unlike the
-clock on the wall it does not depend on what else the machine does. Memory is the peak of what the
-profiler sees allocated during forward and backward, the gradient of the logits included.
+clock on the wall it does not depend on what else the machine does. On a GPU it is the clock on the
+wall, from idle to idle. Memory is the peak of what is allocated during forward and backward, the
+gradient of the logits included.
 """
 
 from __future__ import annotations
@@ -70,6 +72,15 @@ def competitors(*, regions: bool, ignore: bool) -> dict[str, LossFunction]:
     return found if ignore else found | monai_losses()
 
 
+def compiled(losses: dict[str, LossFunction]) -> dict[str, LossFunction]:
+    """Compiled where nnU-Net and its trainers compile them, which they do on a GPU."""
+    losses[BASELINE].dc = torch.compile(losses[BASELINE].dc)  # type: ignore[attr-defined]
+    return {
+        name: torch.compile(loss) if getattr(loss, "compiles", False) else loss
+        for name, loss in losses.items()
+    }
+
+
 def monai_losses() -> dict[str, LossFunction]:
     """Losses of MONAI that have a counterpart here."""
     try:
@@ -84,31 +95,45 @@ def monai_losses() -> dict[str, LossFunction]:
 
 
 def make_batch(
-    shape: tuple[int, ...], *, regions: bool = False, ignore: bool = False
+    shape: tuple[int, ...], device: torch.device, *, regions: bool = False, ignore: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Random logits and a target as nnU-Net passes it: float labels or bool regions."""
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(shape, generator=generator).requires_grad_()
+    logits = torch.randn(shape, generator=generator).to(device).requires_grad_()
     ignored = torch.rand(shape[0], 1, *shape[2:], generator=generator) < 0.2
     if regions:
         target = torch.rand(shape, generator=generator) < 0.1
-        return logits, torch.cat([target, ignored], 1) if ignore else target
+        return logits, (torch.cat([target, ignored], 1) if ignore else target).to(device)
     labels = torch.randint(0, shape[1], ignored.shape, generator=generator).float()
-    return logits, labels.masked_fill(ignored, IGNORE_LABEL) if ignore else labels
+    return logits, (labels.masked_fill(ignored, IGNORE_LABEL) if ignore else labels).to(device)
 
 
-def run_once(loss: LossFunction, logits: Tensor, target: Tensor) -> float:
-    """Seconds of processor time of one forward and backward pass."""
+def seconds(device: torch.device, *, wall: bool = False) -> float:
+    """Processor time; the clock on the wall if asked for, and on a GPU, once that is idle."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif not wall:
+        return time.process_time()
+    return time.perf_counter()
+
+
+def run_once(loss: LossFunction, logits: Tensor, target: Tensor, *, wall: bool = False) -> float:
+    """Seconds of one forward and backward pass."""
     logits.grad = None
-    start = time.process_time()
+    start = seconds(logits.device, wall=wall)
     loss(logits, target).backward()
-    return time.process_time() - start
+    return seconds(logits.device, wall=wall) - start
 
 
 def peak_memory(loss: LossFunction, logits: Tensor, target: Tensor) -> int:
     """Peak of the bytes allocated during forward and backward."""
     logits.grad = None
     gc.collect()
+    if logits.is_cuda:
+        torch.cuda.reset_peak_memory_stats(logits.device)
+        before = torch.cuda.memory_allocated(logits.device)
+        loss(logits, target).backward()
+        return torch.cuda.max_memory_allocated(logits.device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         loss(logits, target).backward()
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -163,7 +188,9 @@ def print_cost(
     return results
 
 
-def print_growth(losses: dict[str, LossFunction], rounds: int, figure: Path) -> None:
+def print_growth(
+    losses: dict[str, LossFunction], device: torch.device, rounds: int, figure: Path
+) -> None:
     """Print and plot how the time grows with the number of classes and of voxels."""
     floor = "torch cross_entropy"
     everything = {floor: competitors(regions=False, ignore=False)[floor], **losses}
@@ -175,7 +202,7 @@ def print_growth(losses: dict[str, LossFunction], rounds: int, figure: Path) -> 
     for ax, (label, (shapes, axis)) in zip(axes, tables.items(), strict=True):
         print(f"\n| ms by {label} |" + "".join(f" {shape} |" for shape in shapes))
         print("| --- |" + " --- |" * len(shapes))
-        rows = growth(everything, shapes, rounds)
+        rows = growth(everything, [make_batch(shape, device) for shape in shapes], rounds)
         for index, (name, row) in enumerate(rows.items()):
             print(f"| {name} |" + "".join(f" {value:.1f} |" for value in row))
             style: dict[str, Any] = {"color": "black", "linewidth": 3}
@@ -184,18 +211,17 @@ def print_growth(losses: dict[str, LossFunction], rounds: int, figure: Path) -> 
             x = [shape[1] if axis == 1 else math.prod((shape[0], *shape[2:])) for shape in shapes]
             ax.loglog(x, row, marker=".", label=name.removesuffix("Loss"), **style)
         ax.set_xlabel(f"{label} (log)")
-    axes[0].set_ylabel("processor time, ms (log)")
+    axes[0].set_ylabel("ms (log)")
     plots.legend(*axes[0].get_legend_handles_labels(), loc="outside right", fontsize=6)
     plots.savefig(figure, dpi=110)
 
 
 def growth(
-    losses: dict[str, LossFunction], shapes: list[tuple[int, ...]], rounds: int
+    losses: dict[str, LossFunction], batches: list[tuple[Tensor, Tensor]], rounds: int
 ) -> dict[str, list[float]]:
-    """Median processor time in ms of each loss for each shape."""
+    """Median time in ms of each loss for each batch."""
     rows: dict[str, list[float]] = {name: [] for name in losses}
-    for shape in shapes:
-        batch = make_batch(shape)
+    for batch in batches:
         times: dict[str, list[float]] = {name: [] for name in losses}
         for _ in range(rounds + 1):
             for name, loss in losses.items():
@@ -205,7 +231,7 @@ def growth(
     return rows
 
 
-def print_distances(rounds: int, shape: tuple[int, ...]) -> None:
+def print_distances(rounds: int, shape: tuple[int, ...], device: torch.device) -> None:
     """Print the time of the losses with distance transforms beside MONAI's HausdorffDTLoss.
 
     Wall time with all threads, on a patch with a few blobs: a distance transform of noise takes
@@ -217,16 +243,14 @@ def print_distances(rounds: int, shape: tuple[int, ...]) -> None:
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(shape, generator=generator).numpy()
     smooth = torch.from_numpy(gaussian_filter(noise, (0, 0, *(6 for _ in shape[2:]))))
-    logits = (smooth / smooth.std()).requires_grad_()
-    target = (smooth.roll(3, -1) / smooth.std()).argmax(1, keepdim=True).float()
+    logits = (smooth / smooth.std()).to(device).requires_grad_()
+    target = smooth.roll(3, -1).argmax(1, keepdim=True).float().to(device)
     monai = Monai(softmax=True, to_onehot_y=True, include_background=False)
     ours = {n: c() for n, c in sorted(SegmentationLoss.registry.items()) if not c.compiles}
     times: dict[str, list[float]] = {name: [] for name in ("MONAI HausdorffDTLoss", *ours)}
     for _ in range(rounds):
         for name, loss in {"MONAI HausdorffDTLoss": monai, **ours}.items():
-            start = time.perf_counter()
-            loss(logits, target).backward()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(run_once(loss, logits, target, wall=True))
     print(f"| loss on {shape} | times faster than MONAI's HausdorffDTLoss |\n| --- | --- |")
     reference = times.pop("MONAI HausdorffDTLoss")
     for name, values in times.items():
@@ -241,6 +265,8 @@ def main() -> None:
     parser.add_argument("--losses", nargs="+", choices=sorted(SegmentationLoss.registry))
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--compile", action="store_true", help="as nnU-Net does on a GPU")
     parser.add_argument("--regions", action="store_true", help="region-based training")
     parser.add_argument("--ignore", action="store_true", help="with ignored voxels")
     parser.add_argument("--growth", type=Path, help="plot growth with classes and voxels")
@@ -259,15 +285,18 @@ def main() -> None:
     }
     if arguments.distances:
         torch.set_num_threads(os.cpu_count() or 1)
-        print_distances(arguments.rounds, tuple(arguments.shape or (2, 3, 128, 128, 128)))
+        shape = tuple(arguments.shape or (2, 3, 128, 128, 128))
+        print_distances(arguments.rounds, shape, arguments.device)
         return
     if arguments.growth:
         ours = {name: loss for name, loss in ours.items() if loss.compiles}
-        print_growth(ours, arguments.rounds, arguments.growth)
+        print_growth(ours, arguments.device, arguments.rounds, arguments.growth)
         return
     shapes = [tuple(arguments.shape)] if arguments.shape else SHAPES
-    batches = [make_batch(shape, **mode) for shape in shapes]
-    results = print_cost({**competitors(**mode), **ours}, batches, arguments.rounds)
+    batches = [make_batch(shape, arguments.device, **mode) for shape in shapes]
+    losses = {**competitors(**mode), **ours}
+    losses = compiled(losses) if arguments.compile else losses
+    results = print_cost(losses, batches, arguments.rounds)
     if arguments.json:
         time_, memory = ({n: results[0][n][i] for n in ours} for i in (0, 1))
         save(arguments.json, time=time_, memory=memory)

@@ -37,10 +37,11 @@ def test_nothing_synchronises_or_leaves_the_device(name, regions, ignore, batch_
         assert value.device.type == grad.device.type == "meta"
 
 
-def assert_compiles(name, regions, ignore, backend):
+def assert_compiles(name, regions, ignore, backend, device="cpu"):
     if not getattr(losses, name).compiles:
         pytest.skip("distance transforms are not compiled")
     logits, target = make_batch(regions=regions, ignore=ignore, dims=3, dtype=torch.float32)
+    logits, target = logits.detach().to(device).requires_grad_(), target.to(device)
     loss = getattr(losses, name)(**options(regions=regions, ignore=ignore))
     torch._dynamo.reset()
     with warnings.catch_warnings():

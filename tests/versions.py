@@ -3,7 +3,8 @@
     python tests/versions.py lowest onnx newest --python python3.10 python3.13
 
 ``lowest`` are the lower bounds that pyproject.toml names, exactly, ``onnx`` those with the extra of
-that name, and ``newest`` is what pip picks. Each environment appends a row to the table; one that
+that name, and ``newest`` is what pip picks; ``torch-2.11`` is that with this PyTorch, whose compiler
+loses gradients. Each environment appends a row to the table; one that
 has a row already is not made again. Its log says what was installed and what failed.
 """
 
@@ -28,7 +29,12 @@ SHOWN = ("nnunetv2", "torch", "numpy", "scipy", "pandas")
 TESTS = ["naming", "trainer", "doctor", "reference", "execution", "loops", "statistics", "report"]
 TESTS += ["sweep_slurm", "nnunet"]
 GRAPHS = ["export_onnx"]
-SETS = {"lowest": TESTS, "onnx": GRAPHS, "newest": [*TESTS, *GRAPHS]}
+SETS = {
+    "lowest": TESTS,
+    "onnx": GRAPHS,
+    "newest": [*TESTS, *GRAPHS],
+    "torch-2.11": ["execution"],
+}
 
 PASSED = re.compile(r"\d+ passed(, \d+ (skipped|deselected|warnings?))*")
 
@@ -47,6 +53,8 @@ def requirements(name: str) -> tuple[list[str], list[str]]:
     tools = [line for line in extras["test"] if line.startswith(("pytest", "hypothesis"))]
     if name == "newest":
         return [".[onnx]", *tools], []
+    if name == "torch-2.11":
+        return [".", *tools], ["torch==2.11.0"]
     lines = [*project()["dependencies"], *tools, *(extras["onnx"] if name == "onnx" else [])]
     bounds = dict(line.split(">=") for line in lines)  # an extra raises what others need
     package = ".[onnx]" if name == "onnx" else "."

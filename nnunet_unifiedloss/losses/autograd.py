@@ -46,6 +46,15 @@ def of_maps(numbers: Tensor, maps: Tensor) -> Tensor:
     return numbers.reshape(*numbers.shape, *(1 for _ in maps.shape[numbers.ndim :]))
 
 
+def as_output(values: Tensor) -> Tensor:
+    """What a function returns of a tensor that it wrote to in place.
+
+    If PyTorch 2.11 compiles a function that returns the tensor itself, its gradient is zero
+    (pytorch/pytorch#180642).
+    """
+    return values.view_as(values)
+
+
 class SigmoidSplit(torch.autograd.Function):
     """(logits, foreground) → (CE, 1 − p_t) of the problems {background, region}.
 
@@ -70,7 +79,7 @@ class SigmoidSplit(torch.autograd.Function):
         ctx.mark_non_differentiable(error)
         ctx.save_for_backward(error, foreground)
         ctx.dtype = logits.dtype
-        return cross_entropy, error
+        return as_output(cross_entropy), error
 
     @staticmethod
     @differentiable_once

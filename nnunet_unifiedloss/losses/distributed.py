@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, distributed
 
-from nnunet_unifiedloss.losses.autograd import differentiable_once
+from nnunet_unifiedloss.losses.autograd import as_output, differentiable_once
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ class _SumOverRanks(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor) -> Tensor:  # noqa: ANN401 (torch's own type)
         total = values.clone()
         distributed.all_reduce(total)
-        return total
+        return as_output(total)
 
     @staticmethod
     @differentiable_once

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnunet_unifiedloss.losses.autograd import differentiable_once, probability
+from nnunet_unifiedloss.losses.autograd import as_output, differentiable_once, probability
 from nnunet_unifiedloss.losses.devices import has_loops
 from nnunet_unifiedloss.losses.elementary import sharpen
 from nnunet_unifiedloss.losses.softmax import maps
@@ -39,7 +39,7 @@ class SoftmaxSplit(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(others, error, p_t, truth)
         ctx.dtype = logits.dtype
-        return cross_entropy, error, p_t, others
+        return as_output(cross_entropy), error, p_t, as_output(others)
 
     @staticmethod
     @differentiable_once
