@@ -3,9 +3,9 @@
     python tests/versions.py lowest onnx newest --python python3.10 python3.13
 
 ``lowest`` are the lower bounds that pyproject.toml names, exactly, ``onnx`` those with the extra of
-that name, and ``newest`` is what pip picks; ``torch-2.11`` is that with this PyTorch, whose compiler
-loses gradients. Each environment appends a row to the table; one that
-has a row already is not made again. Its log says what was installed and what failed.
+that name, ``newest`` is what pip picks, and ``torch-2.11`` that with PyTorch 2.11, which compiles
+unlike others. Each environment appends a row to the table; one that has a row already is not made
+again. Its log says what was installed and what failed.
 """
 
 from __future__ import annotations

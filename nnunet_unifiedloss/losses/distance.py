@@ -16,7 +16,7 @@ Mask = npt.NDArray[np.bool_]
 Map = npt.NDArray[Any]
 
 _CACHED = 2**19  # bytes that a processor's cache holds some times over
-_LARGEST_BLOCK = 2**25  # numbers that the transform on a device holds at a time
+_LARGEST_BLOCK = 2**24  # numbers that the transform on a device holds at a time
 
 
 @torch.no_grad()
@@ -173,8 +173,8 @@ def _on_a_device(
 
 def _separable(of: Tensor, to: Tensor, size: tuple[float, ...], dtype: torch.dtype) -> Tensor:
     """Squared distance by a minimum over all lines of one axis after the other."""
-    squared = torch.zeros(to.shape, dtype=dtype, device=to.device).masked_fill_(~to, torch.inf)
-    for axis, step in enumerate(size, start=3):
+    squared = _along_first_axis(to, size[0], dtype)
+    for axis, step in enumerate(size[1:], start=4):
         length = squared.shape[axis]
         position = torch.arange(length, dtype=dtype, device=to.device).mul_(step)
         along = (position[:, None] - position).square_()
@@ -183,3 +183,12 @@ def _separable(of: Tensor, to: Tensor, size: tuple[float, ...], dtype: torch.dty
         minima = torch.cat([(block[:, None] + along).amin(-1) for block in blocks])
         squared = minima.view(lines.shape).movedim(-1, axis)
     return squared.masked_fill(~of | squared.isinf(), 0).contiguous()
+
+
+def _along_first_axis(to: Tensor, step: float, dtype: torch.dtype) -> Tensor:
+    """Squared distance to the nearest voxel of a mask along the first spatial axis."""
+    position = torch.arange(to.shape[3], dtype=dtype, device=to.device).mul_(step)
+    position = position.view(-1, *(1 for _ in to.shape[4:]))
+    before = torch.where(to, position, -torch.inf).cummax(3).values
+    after = torch.where(to, position, torch.inf).flip(3).cummin(3).values.flip(3)
+    return torch.minimum(position - before, after - position).square_()

@@ -95,7 +95,7 @@ def _erode(values: Tensor, erosions: int, counting: Tensor | None) -> list[tuple
             break
         something = strongest > torch.finfo(left.dtype).tiny ** 0.5
         strongest = torch.where(something, strongest, 1)
-        left.div_(strongest)  # the largest voxels are exactly 1 now
+        left.div_(strongest)
         eroded.append((left, strongest))
     return eroded
 
@@ -106,8 +106,9 @@ def _slope(grad: Tensor, eroded: list[tuple[Tensor, Tensor]], alpha: float) -> T
     for k in range(len(eroded), 0, -1):
         left, strongest = eroded[k - 1]
         slope.add_(grad, alpha=float(k**alpha))
-        # of r/max r: the largest voxels, where it is 1, share what the others lose
-        largest = left.floor()
+        # of r/max r: the largest voxels, where it is 1, share what the others lose; not every
+        # compiler's quotient of equal numbers is 1
+        largest = left.add(4 * torch.finfo(left.dtype).eps).floor_()
         shared = (slope * left).flatten(SPATIAL).sum(SPATIAL)
         shared /= largest.flatten(SPATIAL).sum(SPATIAL).clamp_min_(1)
         slope.addcmul_(largest, shared.view(strongest.shape), value=-1)

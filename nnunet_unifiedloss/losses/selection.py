@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from nnunet_unifiedloss.losses.distributed import sum_over_ranks
 
 _DIGIT = 11  # bits of the numbers that one pass looks at
+_PARTS = 64  # histograms that a row is counted in, where its length can be divided
 
 
 @torch.no_grad()
@@ -35,8 +38,7 @@ def weights_of_largest(values: Tensor, number: Tensor, *, ddp: bool) -> Tensor:
         unread -= digit_bits
         candidates = (bits >> (unread + digit_bits)) == prefix
         digits = (bits >> unread) & (2**digit_bits - 1)
-        histogram = torch.zeros(len(values), 2**digit_bits, dtype=torch.int32, device=bits.device)
-        histogram.scatter_add_(1, digits.long(), candidates.int())
+        histogram = _histogram(digits, candidates, 2**digit_bits)
         histogram = sum_over_ranks(histogram) if ddp else histogram
         at_least = histogram.flip(1).cumsum(1).flip(1)
         digit = (at_least >= remaining).sum(1, keepdim=True) - 1
@@ -45,3 +47,15 @@ def weights_of_largest(values: Tensor, number: Tensor, *, ddp: bool) -> Tensor:
         prefix = (prefix << digit_bits) + digit
     share = (remaining / ties).to(values.dtype)
     return (bits > prefix).to(values.dtype) + (bits == prefix).to(values.dtype) * share
+
+
+def _histogram(digits: Tensor, candidates: Tensor, bins: int) -> Tensor:
+    """Number of candidates with each digit, for each row, (rows, bins).
+
+    Parts of a row are counted apart: on a GPU additions to the same number wait for each other.
+    """
+    parts = math.gcd(digits.shape[1], _PARTS)
+    counts = torch.zeros(len(digits), parts, bins, dtype=torch.int32, device=digits.device)
+    shape = (len(digits), parts, -1)
+    counts.scatter_add_(2, digits.long().view(shape), candidates.int().view(shape))
+    return counts.sum(1, dtype=torch.int32)
