@@ -3,8 +3,8 @@
 Torch's operators pass over whole maps, one after the other; these loops take a piece that the
 processor's cache holds through all steps. They are for float32, and so plain that they become
 vector instructions. What they compute has a counterpart in torch, for all that
-:func:`devices.has_loops` denies. They run in the thread that calls them: threads of their own would
-have to wait for torch's, which go on spinning for a while after each operator.
+:func:`devices.has_loops` denies. Short ones run in the thread that calls them: threads of their own
+would have to wait for torch's, which go on spinning for a while after each operator.
 """
 
 from __future__ import annotations

@@ -2,12 +2,13 @@
 
 This computes what `maps` does. There every step passes over whole maps, a hundred times in all;
 here the planes that a window reaches stay in the processor's cache from the first step to the last,
-as long as it holds some ten of them. A 2-D image is a single plane.
+as long as it holds some ten of them. A 2-D image is a single plane. Each thread takes an image.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
@@ -80,9 +81,12 @@ def _each_image(
 
     known, arrays = [in_planes(t) for t in probabilities], [in_planes(t) for t in tensors]
     norm, first = in_planes(window.norm)[:, 0, 0], first_class(probabilities.others)
-    results = []
-    for b, g in np.ndindex(batch, groups):
+
+    def of_image(index: tuple[int, int]) -> Result:
+        b, g = index
         others, p_t, truth = (array[b, g] for array in known)
         image = loops.Image(others, p_t, truth, norm[b % len(norm)], first)
-        results.append(loop(image, reach, np.float32(c), *(array[b, g] for array in arrays)))
-    return results
+        return loop(image, reach, np.float32(c), *(array[b, g] for array in arrays))
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        return list(threads.map(of_image, np.ndindex(batch, groups)))
