@@ -79,6 +79,37 @@ def test_the_window_sum_is_what_compilers_are_told(order):
     torch.testing.assert_close(found, maps.window_sum(*arguments))
 
 
+FUNCTIONS = [
+    function
+    for function in torch.autograd.Function.__subclasses__()
+    if function.__module__.startswith("nnunet_unifiedloss.")
+]
+
+
+def refuses_written_outputs(forward):
+    """A forward pass of which no output with a gradient is a tensor that was written in place."""
+
+    def checked(ctx, *arguments):
+        outputs = forward(ctx, *arguments)
+        constant = [id(tensor) for tensor in getattr(ctx, "non_differentiable", None) or ()]
+        for output in outputs if isinstance(outputs, tuple) else (outputs,):
+            assert output._version == 0 or output._is_view() or id(output) in constant
+        return outputs
+
+    return checked
+
+
+@every_loss
+@pytest.mark.parametrize(("regions", "ignore"), MODES)
+def test_outputs_written_in_place_are_returned_as_views(monkeypatch, name, regions, ignore):
+    """PyTorch 2.11 compiles others without their gradient."""
+    for function in FUNCTIONS:
+        checked = staticmethod(refuses_written_outputs(function.forward))
+        monkeypatch.setattr(function, "forward", checked)
+    logits, target = make_batch(regions=regions, ignore=ignore)
+    getattr(losses, name)(**options(regions=regions, ignore=ignore))(logits, target)
+
+
 @pytest.mark.slow
 @every_loss
 @pytest.mark.parametrize(("regions", "ignore"), MODES)

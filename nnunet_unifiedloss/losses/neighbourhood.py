@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnunet_unifiedloss.losses.autograd import differentiable_once, of_maps
+from nnunet_unifiedloss.losses.autograd import as_output, differentiable_once, of_maps
 from nnunet_unifiedloss.losses.devices import at_hand
 
 SPATIAL = 3  # first spatial axis of maps (B, G, K, *S)
@@ -63,7 +63,7 @@ class ErosionSums(torch.autograd.Function):
             ctx.erosions.append(len(eroded))
             kept += [tensor for pair in eroded for tensor in pair]
         ctx.save_for_backward(*kept)
-        return sums
+        return as_output(sums)
 
     @staticmethod
     @differentiable_once
