@@ -255,3 +255,11 @@ def test_float64_keeps_its_digits():
     assert UnifiedFocalLoss()(logits, target).dtype == torch.float64
     assert UnifiedFocalLoss()(logits.float(), target).dtype == torch.float32
     assert np.isfinite(UnifiedFocalLoss()(logits.half(), target).item())
+
+
+@every_loss
+@every_mode
+def test_a_diverged_network_has_no_finite_loss(name, regions):
+    logits, target = make_batch(regions=regions)
+    loss = getattr(losses, name)(**options(regions=regions))
+    assert not loss(torch.full_like(logits, torch.nan), target).isfinite()

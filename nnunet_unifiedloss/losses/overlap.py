@@ -35,8 +35,8 @@ def tversky_complement(
     errors = alpha * counts.false_positives + beta * counts.false_negatives
     total = counts.true_positives + errors + smooth
     # the root of the smallest float: its reciprocal times a gradient does not overflow
-    something = total > torch.finfo(total.dtype).tiny ** 0.5
-    complement = torch.where(something, errors / torch.where(something, total, 1), 0)
+    nothing = total <= torch.finfo(total.dtype).tiny ** 0.5  # not so where it is NaN
+    complement = torch.where(nothing, 0, errors / torch.where(nothing, 1, total))
     return complement if include_background else complement[..., 1:]
 
 
@@ -47,5 +47,5 @@ def power(base: Tensor, exponent: float) -> Tensor:
     """
     if exponent == 1:
         return base
-    positive = base >= torch.finfo(base.dtype).tiny
-    return torch.where(positive, torch.where(positive, base, 1).pow(exponent), 0)
+    zero = base < torch.finfo(base.dtype).tiny
+    return torch.where(zero, 0, torch.where(zero, 1, base).pow(exponent))

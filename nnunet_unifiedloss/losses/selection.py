@@ -10,7 +10,7 @@ from torch import Tensor
 from nnunet_unifiedloss.losses.distributed import sum_over_ranks
 
 _DIGIT = 11  # bits of the numbers that one pass looks at
-_PARTS = 64  # histograms that a row is counted in, where its length can be divided
+_PARTS = 64  # histograms that a row is counted in, where it is longer than they are
 
 
 @torch.no_grad()
@@ -54,7 +54,7 @@ def _histogram(digits: Tensor, candidates: Tensor, bins: int) -> Tensor:
 
     Parts of a row are counted apart: on a GPU additions to the same number wait for each other.
     """
-    parts = math.gcd(digits.shape[1], _PARTS)
+    parts = math.gcd(digits.shape[1], _PARTS) if digits.shape[1] >= _PARTS * bins else 1
     counts = torch.zeros(len(digits), parts, bins, dtype=torch.int32, device=digits.device)
     shape = (len(digits), parts, -1)
     counts.scatter_add_(2, digits.long().view(shape), candidates.int().view(shape))
