@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from batches import make_batch, options
@@ -13,7 +14,7 @@ from table import every_loss, every_mode
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nnunet_unifiedloss import losses
-from nnunet_unifiedloss.losses import devices
+from nnunet_unifiedloss.losses import compiled, devices
 from nnunet_unifiedloss.losses.softmax import loops, maps
 
 SMALL_SHAPES = [(2, 4, 9, 8, 7), (3, 2, 6, 11), (1, 5, 4, 3, 3), (1, 2, 1, 5, 6), (2, 3, 1, 1)]
@@ -88,17 +89,44 @@ def test_the_softmax_is_the_same(channels, ignore, dtype):
     logits, ignored = logits.to(dtype), (target == channels) if ignore else None
     label = target.long() if ignored is None else target.long().masked_fill(ignored, 0)
     found, expected = (module.split(logits, label, ignored) for module in (loops, maps))
-    counting = slice(None) if ignored is None else ~ignored
-    torch.testing.assert_close(found[0][counting], expected[0][counting], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(found[1:3], expected[1:3], rtol=1e-5, atol=1e-30)
-    maps_of = [torch.rand_like(found[0]) for _ in range(2)]
-    of_classes = torch.randn(2, channels, 1, 1, 1).expand(found[2].shape)
-    for grad in (None, of_classes, torch.randn_like(found[2])):
+    for values, truth in zip(found[:4], maps.split(logits.double(), label, ignored), strict=False):
+        torch.testing.assert_close(values.double(), truth, rtol=3e-5, atol=1e-30)
+    slope = torch.rand_like(found[0])
+    of_classes = torch.randn(2, channels, 1, 1, 1).expand(found[3].shape)
+    for grad in (None, of_classes, torch.randn_like(found[3])):
         slopes = [
-            module.slopes(others, truth, error, *maps_of, grad)
-            for module, (_, error, others, truth) in ((loops, found), (maps, expected))
+            module.slopes(others, truth, error, p_t, slope, grad)
+            for module, (_, error, p_t, others, truth) in ((loops, found), (maps, expected))
         ]
         torch.testing.assert_close(*slopes, rtol=1e-4, atol=1e-6)
+
+
+@compiled.compiled
+def compute_each(function, values):
+    for i in range(values.size):
+        values[i] = function(values[i])
+
+
+@pytest.mark.parametrize(
+    ("function", "reference", "values"),
+    [
+        (compiled.power_of_two, np.exp2, np.linspace(-160, 0, 400_001)),
+        (compiled.logarithm, np.log, 1 + np.geomspace(1e-7, 1e4, 400_001)),
+    ],
+    ids=["power of two", "logarithm"],
+)
+def test_elementary_functions(function, reference, values):
+    """Within 1.5 units of the last digit, also of the smallest floats."""
+    found = values.astype(np.float32)
+    expected = reference(found.astype(np.float64))
+    compute_each(function, found)
+    assert (abs(found - expected) <= 1.5 * np.spacing(expected.astype(np.float32))).all()
+
+
+def test_powers_of_two_at_the_ends():
+    values = np.array([0, -1, -149, -151, -np.inf, np.nan], np.float32)
+    compute_each(compiled.power_of_two, values)
+    np.testing.assert_array_equal(values, [1, 0.5, 2**-149, 0, 0, np.nan])
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (0, 1, 4, 3, 2), (4, 3, 2, 1, 0)], ids=str)
@@ -157,6 +185,18 @@ def test_another_number_of_threads_on_the_way_back():
         value = loss(logits.requires_grad_(), target)
         torch.set_num_threads(back)
         torch.testing.assert_close(torch.autograd.grad(value, logits)[0], expected)
+
+
+@pytest.mark.parametrize("channels", [2, 3])
+def test_the_way_back_taken_twice(channels):
+    """The loops use memory again that they do not need any more."""
+    logits, target = random_batch((2, channels, 6, 5, 4), regions=False, ignore=False)
+    value = losses.StructuralSimilarityLoss()(logits.requires_grad_(), target)
+    (first,) = torch.autograd.grad(value, logits, retain_graph=True)
+    expected = first.clone()
+    (second,) = torch.autograd.grad(value, logits)
+    torch.testing.assert_close(first, expected, rtol=0, atol=0)
+    torch.testing.assert_close(second, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", ["DiceLoss", "StructuralSimilarityLoss"])

@@ -1,4 +1,4 @@
-"""Elementary functions of whole maps, in place, where torch's own are slow or round too much."""
+"""Elementary steps on whole maps: functions that torch's own are slower or less exact than."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import math
 
 import torch
 from torch import Tensor
+
+
+def index_dtype(classes: int) -> torch.dtype:
+    """Of maps of classes' indices and one more: eight bytes for each voxel would be a waste."""
+    return torch.uint8 if classes < 256 else torch.int32
 
 
 def exp(exponents: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from nnunet_unifiedloss.losses.autograd import SquareSums, WithTruth
+from nnunet_unifiedloss.losses.elementary import index_dtype
 from nnunet_unifiedloss.losses.softmax import SoftmaxSplit
 from nnunet_unifiedloss.losses.view import View
 
@@ -71,8 +72,8 @@ class LabelView(View):
 
     @property
     def truth(self) -> Tensor:
-        """Index of a voxel's true class, C where it does not count, int32, (B, 1, *S)."""
-        truth = self.label.to(torch.int32)
+        """Index of a voxel's true class, C where it does not count, (B, 1, *S)."""
+        truth = self.label.to(index_dtype(self.num_classes))
         return truth if self.ignored is None else truth.add_(self.ignored, alpha=self.num_classes)
 
     @property
@@ -81,7 +82,7 @@ class LabelView(View):
         return self._once("one_hot", self._one_hot)
 
     def _one_hot(self) -> Tensor:
-        label = self.label.to(torch.uint8 if self.num_classes <= 256 else torch.int32)
+        label = self.label.to(index_dtype(self.num_classes))
         classes = torch.arange(self.num_classes, dtype=label.dtype, device=label.device)
         differences = label - classes.view(-1, *(1 for _ in label.shape[2:]))
         one_hot = differences.logical_not()[:, None]  # vectorised on the CPU, unlike a comparison

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from nnunet_unifiedloss.losses.autograd import RegionSums, SigmoidSplit, accumulation_dtype
+from nnunet_unifiedloss.losses.elementary import index_dtype
 from nnunet_unifiedloss.losses.view import View
 
 
@@ -61,7 +62,7 @@ class RegionView(View):
     @property
     def truth(self) -> Tensor:
         """0 for background, 1 for the region, 2 where a voxel does not count, int32, (B, R, *S)."""
-        truth = self._foreground.to(torch.int32)
+        truth = self._foreground.to(index_dtype(2))
         return truth if self.ignored is None else truth.add_(self.ignored, alpha=2)
 
     @property

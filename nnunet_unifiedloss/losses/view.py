@@ -84,7 +84,7 @@ class View(ABC):
     @property
     @abstractmethod
     def truth(self) -> Tensor:
-        """Index of a voxel's true class, K where it does not count, int32, (B, G, *S)."""
+        """Index of a voxel's true class, K where it does not count, (B, G, *S)."""
 
     @property
     @abstractmethod

@@ -13,28 +13,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnunet_unifiedloss.losses.compiled import ZERO, Array, compiled
+from nnunet_unifiedloss.losses.compiled import (
+    ONE,
+    ZERO,
+    Array,
+    compiled,
+    logarithm,
+    power_of_two,
+)
+from nnunet_unifiedloss.losses.elementary import index_dtype
 
 Result = TypeVar("Result")
 
+_HALF, _TINY = np.float32(0.5), np.finfo(np.float32).tiny
 _PER_BIT = np.float32(-1 / math.log(2))
 _BLOCK = 1024  # voxels whose channels the cache holds
 
 
 def split(
     logits: Tensor, label: Tensor, ignored: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As :func:`maps.split`; the labels' number of channels stands for an ignored voxel."""
     logits, channels = logits.float(), logits.shape[1]
-    others, cross_entropy = logits.new_empty(logits.shape), logits.new_empty(label.shape)
-    truth = label.new_empty(label.shape, dtype=torch.uint8 if channels < 256 else torch.int32)
-    if not all(_each_image(_to_exponents, logits, label, truth, others, cross_entropy)):
+    truth = label.new_empty(label.shape, dtype=index_dtype(channels))
+    marks = torch.zeros_like(label, dtype=torch.bool) if ignored is None else ignored
+    cross_entropy, error, p_t = (logits.new_empty(label.shape) for _ in range(3))
+    others = logits.new_empty(logits.shape)
+    found = truth, cross_entropy, error, p_t, others
+    if not all(_each_image(_split, logits, label, marks, *found)):
         raise RuntimeError(f"labels {label.min()} to {label.max()} are out of bounds")
-    if ignored is not None:
-        truth.masked_fill_(ignored, channels)
-    error, total = torch.empty_like(cross_entropy), torch.empty_like(cross_entropy)
-    _each_image(_to_probabilities, others.exp2_(), truth, error, total)
-    return cross_entropy.add_(total.log_()), error, others, truth
+    return cross_entropy, error, p_t, others, truth
 
 
 def slopes(
@@ -61,55 +69,95 @@ def _each_image(loop: Callable[..., Result], *tensors: Tensor) -> list[Result]:
 
 
 @compiled
-def _to_exponents(
-    logits: Array, label: Array, truth: Array, exponents: Array, margin: Array
+def _split(
+    logits: Array,
+    label: Array,
+    ignored: Array,
+    truth: Array,
+    cross_entropy: Array,
+    error: Array,
+    p_t: Array,
+    others: Array,
 ) -> bool:
-    """(x - max x) / ln 2, and max x - x of the true class; whether all labels are channels."""
+    """The softmax of an image; whether all labels are channels."""
     outside = 0
-    largest = np.empty(_BLOCK, np.float32)
+    largest, total = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
     for start in range(0, label.shape[1], _BLOCK):
         block = slice(start, min(start + _BLOCK, label.shape[1]))
-        wanted, known, found = label[0, block], truth[0, block], margin[0, block]
-        for i in range(found.size):
+        wanted, known, marks = label[0, block], truth[0, block], ignored[0, block]
+        for i in range(known.size):
             outside += (wanted[i] < 0) | (wanted[i] >= len(logits))
             known[i] = wanted[i]
-            largest[i] = -np.inf
-        for channel in range(len(logits)):
-            values = logits[channel, block]
-            for i in range(found.size):
-                value, before = values[i], largest[i]
-                largest[i] = value if value > before else before
-        for channel in range(len(logits)):
-            values, out = logits[channel, block], exponents[channel, block]
-            for i in range(found.size):
-                below, before = largest[i] - values[i], found[i]
-                found[i] = below if np.int32(known[i]) == np.int32(channel) else before
-                out[i] = below * _PER_BIT
+        found = cross_entropy[0, block], p_t[0, block]
+        _to_exponentials(logits, block, known, largest, total, others, *found)
+        for i in range(known.size):
+            known[i] = len(logits) if marks[i] else known[i]
+        _to_probabilities(others, block, known, total, error[0, block])
+        _of_truth(total, marks, error[0, block], *found)
     return outside == 0
 
 
 @compiled
-def _to_probabilities(others: Array, truth: Array, error: Array, total: Array) -> None:
+def _to_exponentials(
+    logits: Array,
+    block: slice,
+    truth: Array,
+    largest: Array,
+    total: Array,
+    exponentials: Array,
+    margin: Array,
+    of_truth: Array,
+) -> None:
+    """exp(x - max x) and their sum; for the true class also max x - x."""
+    for i in range(truth.size):
+        largest[i], total[i] = -np.inf, ZERO
+    for channel in range(len(logits)):
+        values = logits[channel, block]
+        for i in range(truth.size):
+            value, before = values[i], largest[i]
+            largest[i] = value if value > before else before
+    for channel in range(len(logits)):
+        values, out = logits[channel, block], exponentials[channel, block]
+        for i in range(truth.size):
+            below, before, other = largest[i] - values[i], margin[i], of_truth[i]
+            value = power_of_two(below * _PER_BIT)
+            is_truth = np.int32(truth[i]) == np.int32(channel)
+            margin[i] = below if is_truth else before
+            of_truth[i] = value if is_truth else other
+            out[i] = value
+            total[i] += value
+
+
+@compiled
+def _to_probabilities(
+    others: Array, block: slice, truth: Array, total: Array, error: Array
+) -> None:
     """Exponentials to probabilities, 0 for the true class, and for all where none is true."""
-    for start in range(0, truth.shape[1], _BLOCK):
-        block = slice(start, min(start + _BLOCK, truth.shape[1]))
-        known, errors, totals = truth[0, block], error[0, block], total[0, block]
-        for i in range(totals.size):
-            totals[i] = ZERO
-            errors[i] = ZERO
-        for channel in range(len(others)):
-            values = others[channel, block]
-            for i in range(totals.size):
-                totals[i] += values[i]
-        for channel in range(len(others)):
-            values = others[channel, block]
-            for i in range(totals.size):
-                is_truth = np.int32(known[i]) == np.int32(channel)
-                ignored = np.int32(known[i]) == np.int32(len(others))
-                value = values[i] / totals[i]
-                value = ZERO if is_truth | ignored else value
-                values[i] = value
-                errors[i] += value
+    for i in range(error.size):
+        error[i] = ZERO
+    for channel in range(len(others)):
+        values = others[channel, block]
+        for i in range(error.size):
+            is_truth = np.int32(truth[i]) == np.int32(channel)
+            ignored = np.int32(truth[i]) == np.int32(len(others))
+            value = values[i] / total[i]
+            value = ZERO if is_truth | ignored else value
+            values[i] = value
+            error[i] += value
+
+
+@compiled
+def _of_truth(total: Array, ignored: Array, error: Array, margin: Array, p_t: Array) -> None:
+    """CE, as :func:`elementary.sharpen` has it, in place of its margin, and p_t."""
+    for i in range(error.size):
+        e = error[i]
+        square, lower = e * e, e + _HALF * e * e
+        remainder = ONE - square - square * square
+        upper = lower / (remainder if remainder > _TINY else _TINY)
+        value = margin[i] + logarithm(total[i])
+        value = value if value > lower else lower  # with NaN this one, which is NaN too
+        margin[i] = upper if value > upper else value
+        p_t[i] = ONE if ignored[i] else p_t[i] / total[i]
 
 
 @compiled

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nnunet_unifiedloss.losses.autograd import accumulation_dtype
-from nnunet_unifiedloss.losses.elementary import exp, sum_channels
+from nnunet_unifiedloss.losses.autograd import accumulation_dtype, probability
+from nnunet_unifiedloss.losses.elementary import exp, index_dtype, sharpen, sum_channels
 
 
 def split(
     logits: Tensor, label: Tensor, ignored: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Take the true class out of a softmax.
 
     Args:
@@ -20,8 +20,9 @@ def split(
         ignored: True where a voxel does not count, (B, 1, *S), or None; its label must be valid.
 
     Returns:
-        CE and 1 − p_t of each voxel, (B, 1, *S); p of the others, 0 for the true class and where
-        ignored, (B, C, *S); what :func:`slopes` has to know of the labels.
+        CE, 1 − p_t and p_t of each voxel, (B, 1, *S), where ignored those of a perfect prediction;
+        p of the others, 0 for the true class and where ignored, (B, C, *S); what :func:`slopes`
+        has to know of the labels.
 
     Raises:
         RuntimeError: A label is out of bounds.
@@ -31,9 +32,10 @@ def split(
     others = exp(log_p).scatter_(1, label, torch.zeros_like(cross_entropy))
     if ignored is not None:
         others = others.masked_fill_(ignored, 0)
-    # most tasks have few classes: eight bytes for each label would be a waste
-    truth = label.to(torch.uint8) if others.shape[1] <= 256 else label
-    return cross_entropy, sum_channels(others), others, truth
+    truth = label.to(index_dtype(others.shape[1]))
+    error = sum_channels(others)
+    cross_entropy = sharpen(cross_entropy, error)
+    return cross_entropy, error, probability(cross_entropy), others, truth
 
 
 def slopes(

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnunet_unifiedloss.losses.autograd import as_output, differentiable_once, probability
+from nnunet_unifiedloss.losses.autograd import as_output, differentiable_once
 from nnunet_unifiedloss.losses.devices import has_loops
-from nnunet_unifiedloss.losses.elementary import sharpen
 from nnunet_unifiedloss.losses.softmax import maps
 
 
@@ -32,9 +31,8 @@ class SoftmaxSplit(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         # torch's operators share maps out among its threads, where there are several
         ctx.loops = has_loops(logits) and torch.get_num_threads() == 1
-        cross_entropy, error, others, truth = _steps(ctx.loops).split(logits, label, ignored)
-        cross_entropy = sharpen(cross_entropy, error)
-        p_t = probability(cross_entropy)
+        steps = _steps(ctx.loops)
+        cross_entropy, error, p_t, others, truth = steps.split(logits, label, ignored)
         ctx.mark_non_differentiable(error, p_t)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(others, error, p_t, truth)

@@ -12,7 +12,6 @@ from nnunet_unifiedloss.losses.compiled import ONE, ZERO, Array, compiled
 from nnunet_unifiedloss.losses.structural.maps import least_variance
 from nnunet_unifiedloss.losses.structural.window_loops import (
     WindowInPlanes,
-    empty_plane,
     sum_in_window,
 )
 
@@ -27,7 +26,7 @@ class Image(NamedTuple):
     others: Array
     p_t: Array
     truth: Array
-    norm: Array
+    norm: Array  # without planes in the middle that are the same as the one left there
     first_class: int  # 1 of two classes, whose maps tell all of class 0, else 0
 
 
@@ -41,7 +40,8 @@ def differences(image: Image, window: WindowInPlanes, c: np.float32, difference:
     margin = len(window.through) - 1
     ring = np.empty((3, 2 * margin + 1, voxels), np.float32)  # the planes that a window reaches
     values, squares, reference = ring[0], ring[1], ring[2]  # known to be contiguous like this
-    mean, deviation, other_deviation = empty_plane(voxels), empty_plane(voxels), empty_plane(voxels)
+    sums = np.empty((3, voxels), np.float32)
+    mean, square, reference_mean = sums[0], sums[1], sums[2]
     largest = np.int32(0)
     for k in range(classes):
         ring[:] = 0
@@ -55,14 +55,14 @@ def differences(image: Image, window: WindowInPlanes, c: np.float32, difference:
             middle = plane - margin
             if middle < 0:
                 continue
-            norm, found, here = image.norm[middle], difference[k, middle], middle % len(values)
-            _statistics(values, squares, middle, window, norm, mean, deviation)
-            _standardise(values[here], mean, deviation, c, found)
-            sum_in_window(reference, middle, window, mean)
-            _subtract_reference(reference[here], mean, norm, c, other_deviation, found)
+            norm, found, here = _norm(image, middle), difference[k, middle], middle % len(values)
+            sum_in_window(values, middle, window, mean)
+            sum_in_window(squares, middle, window, square)
+            sum_in_window(reference, middle, window, reference_mean)
+            _difference(values[here], reference[here], sums, norm, c, found)
             largest = max(largest, _largest_bits(found))
             if image.first_class:
-                _first_of_two(found, deviation, other_deviation, c, norm, difference[1, middle])
+                _first_of_two(found, sums, norm, c, difference[1, middle])
                 largest = max(largest, _largest_bits(difference[1, middle]))
     return largest
 
@@ -82,7 +82,8 @@ def slopes(
     margin = len(window.through) - 1
     ring = np.empty((5, 2 * margin + 1, voxels), np.float32)
     values, squares, own, by_mean, by_variance = ring[0], ring[1], ring[2], ring[3], ring[4]
-    mean, deviation, total = empty_plane(voxels), empty_plane(voxels), empty_plane(voxels)
+    sums = np.empty((2, voxels), np.float32)
+    mean, square, no_signs = sums[0], sums[1], np.zeros(voxels, np.int8)
     for k in range(classes):
         ring[:] = 0
         for plane in range(planes + 2 * margin):
@@ -94,18 +95,19 @@ def slopes(
             middle = plane - margin  # the statistics are known up to here
             slot = middle % len(values)
             if 0 <= middle < planes:
-                norm, by = image.norm[middle], (by_mean[slot], by_variance[slot])
-                _statistics(values, squares, middle, window, norm, mean, deviation)
-                _of_signs(image, sign, k, middle, grad[middle], own[slot], total)
-                _by_statistics(values[slot], mean, deviation, norm, c, own[slot], total, *by)
+                sum_in_window(values, middle, window, mean)
+                sum_in_window(squares, middle, window, square)
+                signs = sign[k, middle], sign[1, middle] if image.first_class else no_signs
+                norm, found = _norm(image, middle), (own[slot], by_mean[slot], by_variance[slot])
+                _by_statistics(values[slot], sums, norm, c, grad[middle], *signs, *found)
             else:
                 ring[2:, slot] = 0
             last = middle - margin  # and so are the slopes of the statistics around this one
             if last >= 0:
                 found, here = slope[k, last], last % len(values)
                 sum_in_window(by_mean, last, window, found)
-                sum_in_window(by_variance, last, window, total)
-                _join(image, k, last, own[here], total, values[here], found, of_truth[last])
+                sum_in_window(by_variance, last, window, square)
+                _join(image, k, last, own[here], square, values[here], found, of_truth[last])
 
 
 @compiled
@@ -125,13 +127,21 @@ def select(threshold: np.float32, difference: Array, total: Array, sign: Array) 
 
 
 @compiled
+def _norm(image: Image, plane: int) -> Array:
+    """The norm in a plane, be it left out."""
+    middle, left_out = len(image.norm) // 2, len(image.p_t) - len(image.norm)
+    found: Array = image.norm[plane if plane < middle else max(middle, plane - left_out)]
+    return found
+
+
+@compiled
 def _centre(image: Image, k: int, plane: int, out: Array, squares: Array) -> None:
     """The probability of a class less ½, 0 where a voxel does not count, and its square."""
-    others, p_t, norm = image.others[k, plane], image.p_t[plane], image.norm[plane]
+    others, p_t, norm = image.others[k, plane], image.p_t[plane], _norm(image, plane)
     truth, label = image.truth[plane], np.int32(k + image.first_class)
     for i in range(out.size):
         own = p_t[i]
-        value = others[i] + (own if truth[i] == label else ZERO) - _HALF
+        value = others[i] + (own if np.int32(truth[i]) == label else ZERO) - _HALF
         value = value if norm[i] > 0 else ZERO
         out[i] = value
         squares[i] = value * value
@@ -139,48 +149,31 @@ def _centre(image: Image, k: int, plane: int, out: Array, squares: Array) -> Non
 
 @compiled
 def _centre_truth(image: Image, k: int, plane: int, out: Array) -> None:
-    truth, norm, label = image.truth[plane], image.norm[plane], np.int32(k + image.first_class)
+    truth, norm, label = image.truth[plane], _norm(image, plane), np.int32(k + image.first_class)
     for i in range(out.size):
-        value = _HALF if truth[i] == label else -_HALF
+        value = _HALF if np.int32(truth[i]) == label else -_HALF
         out[i] = value if norm[i] > 0 else ZERO
 
 
 @compiled
-def _statistics(
-    values: Array,
-    squares: Array,
-    plane: int,
-    window: WindowInPlanes,
-    norm: Array,
-    mean: Array,
-    deviation: Array,
-) -> None:
-    """Mean and standard deviation around each voxel of a plane."""
-    sum_in_window(values, plane, window, mean)
-    sum_in_window(squares, plane, window, deviation)
-    for i in range(mean.size):
-        average = mean[i] * norm[i]
-        variance = deviation[i] * norm[i] - average * average
-        mean[i] = average
-        deviation[i] = math.sqrt(variance if variance > _LEAST_VARIANCE else ZERO)
+def _deviation(mean: np.float32, square: np.float32) -> np.float32:
+    """The standard deviation; a variance that is nothing but rounding is 0."""
+    variance = square - mean * mean
+    return np.float32(math.sqrt(variance if variance > _LEAST_VARIANCE else ZERO))
 
 
 @compiled
-def _standardise(values: Array, mean: Array, deviation: Array, c: np.float32, out: Array) -> None:
-    for i in range(out.size):
-        out[i] = (values[i] - mean[i] + c) / (deviation[i] + c)
-
-
-@compiled
-def _subtract_reference(
-    values: Array, total: Array, norm: Array, c: np.float32, deviation: Array, out: Array
+def _difference(
+    values: Array, reference: Array, sums: Array, norm: Array, c: np.float32, out: Array
 ) -> None:
+    """Standardised value less standardised reference."""
+    total, squares, reference_total = sums[0], sums[1], sums[2]
     for i in range(out.size):
-        mean = total[i] * norm[i]
-        variance = _QUARTER - mean * mean
-        spread = np.float32(math.sqrt(variance if variance > _LEAST_VARIANCE else ZERO))
-        deviation[i] = spread
-        difference = out[i] - (values[i] - mean + c) / (spread + c)
+        mean, reference_mean = total[i] * norm[i], reference_total[i] * norm[i]
+        spread = _deviation(mean, squares[i] * norm[i]) + c
+        reference_spread = _deviation(reference_mean, _QUARTER) + c
+        standardised = (values[i] - mean + c) / spread
+        difference = standardised - (reference[i] - reference_mean + c) / reference_spread
         out[i] = difference if norm[i] > 0 else ZERO
 
 
@@ -193,56 +186,45 @@ def _largest_bits(values: Array) -> np.int32:
 
 
 @compiled
-def _first_of_two(
-    second: Array,
-    deviation: Array,
-    reference_deviation: Array,
-    c: np.float32,
-    norm: Array,
-    out: Array,
-) -> None:
-    """The difference of the first of two classes."""
+def _first_of_two(second: Array, sums: Array, norm: Array, c: np.float32, out: Array) -> None:
+    """The difference of the first of two classes, given that of the second one."""
+    total, squares, reference_total = sums[0], sums[1], sums[2]
     for i in range(out.size):
-        quotients = ONE / (deviation[i] + c) - ONE / (reference_deviation[i] + c)
+        spread = _deviation(total[i] * norm[i], squares[i] * norm[i]) + c
+        reference_spread = _deviation(reference_total[i] * norm[i], _QUARTER) + c
+        quotients = ONE / spread - ONE / reference_spread
         out[i] = _TWO * c * quotients - second[i] if norm[i] > 0 else ZERO
-
-
-@compiled
-def _of_signs(
-    image: Image, sign: Array, k: int, plane: int, grad: Array, slope: Array, total: Array
-) -> None:
-    """Slopes of the standardised values: by way of the values, and by way of c."""
-    if image.first_class:
-        second, first = sign[0, plane], sign[1, plane]
-        for i in range(slope.size):
-            slope[i] = np.float32(second[i] - first[i]) * grad[i]
-            total[i] = np.float32(second[i] + first[i]) * grad[i]
-    else:
-        signs = sign[k, plane]
-        for i in range(slope.size):
-            slope[i] = np.float32(signs[i]) * grad[i]
-            total[i] = slope[i]
 
 
 @compiled
 def _by_statistics(
     values: Array,
-    mean: Array,
-    deviation: Array,
+    sums: Array,
     norm: Array,
     c: np.float32,
+    grad: Array,
+    sign: Array,
+    sign_of_first: Array,
     own: Array,
-    total: Array,
     by_mean: Array,
     by_variance: Array,
 ) -> None:
-    """What (values - mean + c) / (deviation + c) hands on to values, mean and variance."""
+    """What (values - mean + c) / (deviation + c) hands on to values, mean and variance.
+
+    Of two classes the first one's values have the other sign, its c has the same.
+    """
+    total, squares = sums[0], sums[1]
     for i in range(values.size):
-        inverse = ONE / (deviation[i] + c)
-        spread = deviation[i] if deviation[i] > _LEAST_DEVIATION else _LEAST_DEVIATION
-        variance = ((values[i] - mean[i]) * own[i] + c * total[i]) * inverse * inverse / spread
-        own[i] *= inverse
-        by_mean[i] = (variance * mean[i] - own[i]) * norm[i]
+        mean = total[i] * norm[i]
+        deviation = _deviation(mean, squares[i] * norm[i])
+        spread = deviation if deviation > _LEAST_DEVIATION else _LEAST_DEVIATION
+        quotient = ONE / ((deviation + c) * spread)
+        inverse = quotient * spread
+        slope = np.float32(sign[i] - sign_of_first[i]) * grad[i]
+        of_c = np.float32(sign[i] + sign_of_first[i]) * grad[i]
+        variance = ((values[i] - mean) * slope + c * of_c) * inverse * quotient
+        own[i] = slope * inverse
+        by_mean[i] = (variance * mean - slope * inverse) * norm[i]
         by_variance[i] = variance * norm[i]
 
 
@@ -258,9 +240,9 @@ def _join(
     of_truth: Array,
 ) -> None:
     """Add to the slope by way of the mean what comes directly and by way of the variance."""
-    truth, norm, label = image.truth[plane], image.norm[plane], np.int32(k + image.first_class)
+    truth, norm, label = image.truth[plane], _norm(image, plane), np.int32(k + image.first_class)
     for i in range(slope.size):
         value, before = own[i] + slope[i] - by_variance[i] * values[i], of_truth[i]
         value = value if norm[i] > 0 else ZERO
         slope[i] = value
-        of_truth[i] = value if truth[i] == label else before
+        of_truth[i] = value if np.int32(truth[i]) == label else before

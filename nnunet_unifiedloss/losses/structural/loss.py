@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from nnunet_unifiedloss.losses.arguments import check_count, check_number
-from nnunet_unifiedloss.losses.autograd import differentiable_once
+from nnunet_unifiedloss.losses.autograd import differentiable_once, of_maps
 from nnunet_unifiedloss.losses.base import Options, SegmentationLoss
 from nnunet_unifiedloss.losses.devices import has_loops
 from nnunet_unifiedloss.losses.distributed import maximum_over_ranks
@@ -80,7 +80,7 @@ class StructuralSimilarityLoss(SegmentationLoss):
     def evaluate(self, view: View) -> Tensor:
         """λ · mean CE + (1 − λ) · Σ e·f·CE / Σ f."""
         window = Window.of(self.window, view)
-        structure, number = _Structure.apply(
+        weighted, number = _WeightedCrossEntropy.apply(
             view.others,
             view.cross_entropy,
             view.p_t_value,
@@ -90,23 +90,23 @@ class StructuralSimilarityLoss(SegmentationLoss):
             self.beta,
             self.ddp,
         )
-        weighted = view.over_batch((structure * view.cross_entropy).flatten(2).sum(2))
-        similarity = (weighted / view.over_batch(number).clamp_min(1)).mean()
+        number = view.over_batch(number).clamp_min(1)
+        similarity = (view.over_batch(weighted) / number).mean()
         plain = view.mean_over_voxels(view.cross_entropy)
         return self.weight * plain + (1 - self.weight) * similarity
 
 
-class _Structure(torch.autograd.Function):
-    """Σ_k e·f, (B, G, *S), and the number of voxels and classes of each f, (B, G).
+class _WeightedCrossEntropy(torch.autograd.Function):
+    """Σ e·f·CE and Σ f over voxels and classes, (B, G).
 
-    It is a function of the others' probabilities and, by its CE, of the true class's, given p_t.
+    It is a function of the others' probabilities and of CE, which has that of the true class, p_t.
     """
 
     @staticmethod
     def forward(
         ctx: Any,  # noqa: ANN401 (torch's own type)
         others: Tensor,
-        _cross_entropy: Tensor,
+        cross_entropy: Tensor,
         p_t: Tensor,
         truth: Tensor,
         window: Window,
@@ -121,9 +121,13 @@ class _Structure(torch.autograd.Function):
         largest = maximum_over_ranks(largest) if over_ranks else largest
         structure, number, sign = steps.select(difference, beta * largest)
         ctx.c, ctx.weights, ctx.all_count = c, window.weights, window.all_count
-        ctx.save_for_backward(others, p_t, truth, window.norm, sign, *kept)
+        # memory for the slopes: new memory takes the CPU long to get
+        ctx.spare = difference if ctx.loops else None
+        ctx.save_for_backward(
+            others, cross_entropy, p_t, truth, window.norm, structure, sign, *kept
+        )
         ctx.mark_non_differentiable(number)
-        return structure, number
+        return (structure * cross_entropy).flatten(2).sum(2), number
 
     @staticmethod
     @differentiable_once
@@ -132,12 +136,19 @@ class _Structure(torch.autograd.Function):
         grad: Tensor,
         _number: None,
     ) -> tuple[Tensor, Tensor, None, None, None, None, None, None]:
-        others, p_t, truth, norm, sign, *kept = ctx.saved_tensors
+        others, cross_entropy, p_t, truth, norm, structure, sign, *kept = ctx.saved_tensors
         window = Window(ctx.weights, norm, ctx.all_count)
         probabilities = Probabilities(others, p_t, truth)
         steps = _steps(ctx.loops)
-        slopes, of_truth = steps.slopes(grad, sign, probabilities, window, ctx.c, kept)
-        return slopes, of_truth.mul_(p_t).neg_(), None, None, None, None, None, None
+        grad = of_maps(grad, structure)
+        by_structure = cross_entropy * grad
+        spare, ctx.spare = ctx.spare, None  # once, as what it becomes is no longer ours
+        slopes, of_truth = steps.slopes(
+            by_structure, sign, probabilities, window, ctx.c, kept, spare
+        )
+        # p_t is exp(−CE)
+        of_cross_entropy = (structure * grad).addcmul_(of_truth, p_t, value=-1)
+        return slopes, of_cross_entropy, None, None, None, None, None, None
 
 
 def _steps(in_loops: bool) -> ModuleType:

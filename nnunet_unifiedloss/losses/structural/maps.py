@@ -32,10 +32,15 @@ class Window(NamedTuple):
     def of(cls, width: int, view: View) -> Window:
         """The window of a width for a view's maps."""
         weights = tuple(math.exp((1 - i**2) / (2 * SIGMA**2)) for i in range(width // 2 + 1))
-        counting = view.counting[:1] if view.ignored is None else view.counting
-        counting = counting.to(view.cross_entropy.dtype)
-        norm = window_sum(counting, weights).clamp_min_(1).reciprocal_().mul_(counting)
-        return cls(weights, norm, view.ignored is None)
+        counting = view.counting.to(view.cross_entropy.dtype)
+        if view.ignored is not None:
+            norm = window_sum(counting, weights).clamp_min_(1).reciprocal_().mul_(counting)
+            return cls(weights, norm, all_count=False)
+        axes = [counting.new_ones(1, 1, 1, size) for size in counting.shape[SPATIAL:]]
+        norm, *others = (window_sum(axis, weights).reciprocal_() for axis in axes)
+        for other in others:
+            norm = norm[..., None] * other.view(-1)
+        return cls(weights, norm, all_count=True)
 
     def mask(self, values: Tensor) -> Tensor:
         """In place: 0 where a voxel does not count."""
@@ -112,6 +117,7 @@ def slopes(
     window: Window,
     c: float,
     kept: tuple[Tensor, ...],
+    _spare: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The slopes of all probabilities, given that of the sum of :func:`select`.
 
@@ -166,7 +172,7 @@ def window_sum(values: Tensor, weights: tuple[float, ...]) -> Tensor:
     schema="(Tensor values, float[] weights) -> Tensor",
 )
 def _opaque_window_sum(values: Tensor, weights: Sequence[float]) -> Tensor:
-    """The sum as one operator: a compiler would compute it anew for each of its uses."""
+    """The sum as one operator: on the CPU a compiler would compute it anew for each of its uses."""
     return window_sum(values, tuple(weights)).contiguous()  # as the next function promises
 
 
@@ -178,7 +184,8 @@ def _(values: Tensor, weights: Sequence[float]) -> Tensor:
 def _is_truth(probabilities: Probabilities) -> Tensor:
     """1 for the true class, else 0, (B, G, K, *S)."""
     others, truth = probabilities.others, probabilities.truth
-    classes = torch.arange(others.shape[2], device=truth.device) + first_class(others)
+    classes = torch.arange(others.shape[2], dtype=truth.dtype, device=truth.device)
+    classes += first_class(others)
     return (truth[:, :, None] - of_maps(classes, truth[0])).logical_not().to(others.dtype)
 
 

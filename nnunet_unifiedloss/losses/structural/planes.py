@@ -54,9 +54,11 @@ def slopes(
     window: Window,
     c: float,
     _kept: tuple[Tensor, ...],
+    spare: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`maps.slopes`."""
-    slope = grad.new_empty(probabilities.others.shape)
+    """As :func:`maps.slopes`; spare is memory that they may have, of any content."""
+    shape = probabilities.others.shape
+    slope = grad.new_empty(shape) if spare is None or spare.shape != shape else spare
     of_truth = grad.new_zeros(grad.shape)
     _each_image(loops.slopes, probabilities, window, c, grad, sign, slope, of_truth)
     return slope, of_truth
@@ -81,6 +83,9 @@ def _each_image(
 
     known, arrays = [in_planes(t) for t in probabilities], [in_planes(t) for t in tensors]
     norm, first = in_planes(window.norm)[:, 0, 0], first_class(probabilities.others)
+    margin = len(through) - 1
+    if window.all_count and planes > 2 * margin + 1:  # the planes between are all the same
+        norm = np.delete(norm, slice(margin + 1, planes - margin), 1)
 
     def of_image(index: tuple[int, int]) -> Result:
         b, g = index
