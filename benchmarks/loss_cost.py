@@ -75,7 +75,9 @@ def competitors(*, regions: bool, ignore: bool) -> dict[str, LossFunction]:
 def compiled(losses: dict[str, LossFunction]) -> dict[str, LossFunction]:
     """Compiled where nnU-Net and its trainers compile them, which they do on a GPU."""
     # all losses share the code of the same method, of which torch would compile eight only
-    torch._dynamo.config.recompile_limit = 2 * len(losses)
+    config = torch._dynamo.config
+    limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+    setattr(config, limit, 2 * len(losses))
     losses[BASELINE].dc = torch.compile(losses[BASELINE].dc)  # type: ignore[attr-defined]
     return {
         name: torch.compile(loss) if getattr(loss, "compiles", False) else loss
@@ -244,8 +246,8 @@ def growth(
 def print_distances(rounds: int, shape: tuple[int, ...], device: torch.device) -> None:
     """Print the time of the losses with distance transforms beside MONAI's HausdorffDTLoss.
 
-    Wall time with all threads, on a patch with a few blobs: a distance transform of noise takes
-    longer than one of shapes, and uses threads of its own.
+    On the CPU wall time with all threads, which a distance transform uses, on a patch with a few
+    blobs: one of noise takes longer than one of shapes.
     """
     from monai.losses import HausdorffDTLoss as Monai
     from scipy.ndimage import gaussian_filter
@@ -268,8 +270,8 @@ def print_distances(rounds: int, shape: tuple[int, ...], device: torch.device) -
         print(f"| {name} | {ratio:.1f} |")
 
 
-def main() -> None:
-    """Parse the command line and print the tables."""
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", type=int, nargs="+", help="B C *S; default: the two patches")
     parser.add_argument("--losses", nargs="+", choices=sorted(SegmentationLoss.registry))
@@ -282,7 +284,19 @@ def main() -> None:
     parser.add_argument("--growth", type=Path, help="plot growth with classes and voxels")
     parser.add_argument("--distances", action="store_true", help="beside MONAI's HausdorffDTLoss")
     parser.add_argument("--json", type=Path, help="add the ratios of the first patch to a file")
-    arguments = parser.parse_args()
+    given = parser.parse_args()
+    elsewhere = given.regions or given.ignore or given.compile or given.device.type != "cpu"
+    if given.json and elsewhere:
+        parser.error(
+            f"--json {given.json}: the file is for labels on the CPU; leave out --regions, "
+            "--ignore, --compile and --device"
+        )
+    return given
+
+
+def main() -> None:
+    """Print the tables that the command line asks for."""
+    arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
     names = arguments.losses or sorted(SegmentationLoss.registry)
     mode = {"regions": arguments.regions, "ignore": arguments.ignore}
