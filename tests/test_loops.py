@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nnunet_unifiedloss import losses
 from nnunet_unifiedloss.losses import compiled, devices
+from nnunet_unifiedloss.losses.region import jaccard
 from nnunet_unifiedloss.losses.softmax import loops, maps
 
 SMALL_SHAPES = [(2, 4, 9, 8, 7), (3, 2, 6, 11), (1, 5, 4, 3, 3), (1, 2, 1, 5, 6), (2, 3, 1, 1)]
@@ -188,10 +189,13 @@ def test_another_number_of_threads_on_the_way_back():
 
 
 @pytest.mark.parametrize("channels", [2, 3])
-def test_the_way_back_taken_twice(channels):
-    """The loops use memory again that they do not need any more."""
+@pytest.mark.parametrize("name", ["StructuralSimilarityLoss", "LovaszLoss"])
+@pytest.mark.parametrize("in_order", [0, 1000], ids=["levels", "order"])
+def test_the_way_back_taken_twice(monkeypatch, name, channels, in_order):
+    """They use memory again that they do not need any more."""
+    monkeypatch.setattr(jaccard, "_SORTED", in_order)
     logits, target = random_batch((2, channels, 6, 5, 4), regions=False, ignore=False)
-    value = losses.StructuralSimilarityLoss()(logits.requires_grad_(), target)
+    value = getattr(losses, name)()(logits.requires_grad_(), target)
     (first,) = torch.autograd.grad(value, logits, retain_graph=True)
     expected = first.clone()
     (second,) = torch.autograd.grad(value, logits)

@@ -19,7 +19,8 @@ def by_levels(errors, mask):
     """The steps of the second of two classes, the first one's weight being 0."""
     weights = torch.tensor([[0.0, 1.0]], dtype=errors.dtype)
     error, truth = errors[None, None], mask.int()[None, None]
-    return jaccard._steps_of_two_classes(error, truth, weights)[0, 0]
+    (steps,) = jaccard._steps_of_two_classes(error, truth, weights)
+    return steps[0, 0]
 
 
 def extension(errors, mask):

@@ -201,27 +201,46 @@ class SquareSums(torch.autograd.Function):
         return slope if weights is None else slope.mul_(weights), None
 
 
-class WeightedSum(torch.autograd.Function):
-    """Σ weights · values, without a product of their size."""
+def weighted_sum(weigh: Callable[..., tuple[Tensor, ...]], *values: Tensor) -> Tensor:
+    """Σ weights · values, where the weights are constants that a function gives for the values."""
+    if torch.compiler.is_compiling():
+        pairs = zip(values, weigh(*values), strict=True)
+        return torch.stack([_dot(each, weights.detach()) for each, weights in pairs]).sum()
+    total: Tensor = _WeightedSum.apply(weigh, *values)
+    return total
+
+
+def _dot(values: Tensor, weights: Tensor) -> Tensor:
+    """Without a product of their size."""
+    rows = zip(values.flatten(0, -2), weights.flatten(0, -2), strict=True)
+    return torch.stack([torch.dot(*row) for row in rows]).sum()
+
+
+class _WeightedSum(torch.autograd.Function):
+    """On the way back the weights become the slopes: as new tensors these would take long to get.
+
+    If the way is taken again, the weights are computed again.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,  # noqa: ANN401
-        values: Tensor,
-        weights: Tensor,
+        weigh: Callable[..., tuple[Tensor, ...]],
+        *values: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(weights)
-        rows = zip(values.flatten(0, -2), weights.flatten(0, -2), strict=True)
-        return torch.stack([torch.dot(*row) for row in rows]).sum()
+        ctx.weigh, ctx.weights = weigh, weigh(*values)
+        ctx.save_for_backward(*values)
+        return torch.stack([_dot(*pair) for pair in zip(values, ctx.weights, strict=True)]).sum()
 
     @staticmethod
     @differentiable_once
     def backward(
         ctx: Any,  # noqa: ANN401
         grad: Tensor,
-    ) -> tuple[Tensor, None]:
-        (weights,) = ctx.saved_tensors
-        return weights * grad, None
+    ) -> tuple[Tensor | None, ...]:
+        weights = ctx.weights or ctx.weigh(*ctx.saved_tensors)
+        ctx.weights = None
+        return None, *(each.mul_(grad) for each in weights)
 
 
 class FocalTerm(torch.autograd.Function):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from nnunet_unifiedloss.losses.arguments import check_flag, check_number
-from nnunet_unifiedloss.losses.autograd import WeightedSum
+from nnunet_unifiedloss.losses.autograd import weighted_sum
 from nnunet_unifiedloss.losses.base import Options, SegmentationLoss
 from nnunet_unifiedloss.losses.overlap import tversky_complement
 from nnunet_unifiedloss.losses.view import View
@@ -121,20 +122,18 @@ class LovaszLoss(SegmentationLoss):
         weights = present / present.sum(1, keepdim=True).clamp_min(1) / len(present)
         error = view.error.flatten(2)
         if error[:, 0].numel() <= _SORTED:
-            errors, masks = view.errors.flatten(3), view.one_hot.flatten(3)
-            loss: Tensor = WeightedSum.apply(errors, _steps_in_order(errors, masks, weights))
-        elif view.num_classes == 2:
-            steps = _steps_of_two_classes(error, view.truth.flatten(2), weights)
-            loss = WeightedSum.apply(error, steps)
-        else:
-            others = view.others.flatten(3)
-            steps, outer = _steps_by_levels(error, others, view.truth.flatten(2), weights)
-            loss = WeightedSum.apply(error, steps) + WeightedSum.apply(others, outer)
-        return loss
+            masks = view.one_hot.flatten(3)
+            in_order = functools.partial(_steps_in_order, masks=masks, weights=weights)
+            return weighted_sum(in_order, view.errors.flatten(3))
+        known = {"truth": view.truth.flatten(2), "weights": weights}
+        if view.num_classes == 2:
+            return weighted_sum(functools.partial(_steps_of_two_classes, **known), error)
+        by_levels = functools.partial(_steps_by_levels, **known)
+        return weighted_sum(by_levels, error, view.others.flatten(3))
 
 
 @torch.no_grad()
-def _steps_in_order(errors: Tensor, masks: Tensor, weights: Tensor) -> Tensor:
+def _steps_in_order(errors: Tensor, masks: Tensor, weights: Tensor) -> tuple[Tensor]:
     """What each voxel adds to the Jaccard losses when it becomes wrong, after those more wrong.
 
     Args:
@@ -146,7 +145,7 @@ def _steps_in_order(errors: Tensor, masks: Tensor, weights: Tensor) -> Tensor:
     for g, k in itertools.product(*map(range, weights.shape)):
         step = _steps_of_class(errors[:, g, k].flatten(), masks[:, g, k].flatten())
         steps[:, g, k] = step.mul_(weights[g, k]).view_as(steps[:, g, k])
-    return steps
+    return (steps,)
 
 
 def _steps_of_class(errors: Tensor, mask: Tensor) -> Tensor:
@@ -201,7 +200,7 @@ def _steps_by_levels(
 
 
 @torch.no_grad()
-def _steps_of_two_classes(error: Tensor, truth: Tensor, weights: Tensor) -> Tensor:
+def _steps_of_two_classes(error: Tensor, truth: Tensor, weights: Tensor) -> tuple[Tensor]:
     """As :func:`_steps_by_levels`; what one of two classes misses, the other one claims."""
     steps = torch.empty_like(error)
     for g, (weight, other_weight) in enumerate(weights):
@@ -211,7 +210,7 @@ def _steps_of_two_classes(error: Tensor, truth: Tensor, weights: Tensor) -> Tens
         other_outer, other_inner = _steps_of_levels(first, second).mul_(other_weight)
         table = torch.stack([inner + other_outer, other_inner + outer, torch.zeros_like(inner)])
         steps[:, g] = _look_up(table, row)
-    return steps
+    return (steps,)
 
 
 def _level(errors: Tensor) -> Tensor:
@@ -225,7 +224,8 @@ def _histogram(levels: Tensor, rows: int) -> tuple[Tensor, ...]:
     """Number of voxels of each level, for each row of levels."""
     counts = torch.zeros(rows * _LEVELS, dtype=torch.int32, device=levels.device)
     flat = levels.flatten()
-    return counts.index_add_(0, flat, torch.ones_like(flat)).view(rows, -1).unbind()
+    one = counts.new_ones(1).expand(len(flat))
+    return counts.index_add_(0, flat, one).view(rows, -1).unbind()
 
 
 def _look_up(table: Tensor, levels: Tensor) -> Tensor:
