@@ -216,8 +216,8 @@ def _steps_of_two_classes(error: Tensor, truth: Tensor, weights: Tensor) -> tupl
 def _level(errors: Tensor) -> Tensor:
     """The bits of floats ≥ 0 are in the order of the floats: the leading ones of errors (B, V)."""
     bits = errors.float().clamp_min(2.0**-_OCTAVES).view(torch.int32)
-    level = bits.sub_(_SMALLEST) >> (23 - _DIGITS)
-    return level.clamp_(0, _LEVELS - 1)  # the bits of NaN would be out of range
+    levels = bits.sub_(_SMALLEST).bitwise_right_shift_(23 - _DIGITS)
+    return levels.clamp_(0, _LEVELS - 1)  # the bits of NaN would be out of range
 
 
 def _histogram(levels: Tensor, rows: int) -> tuple[Tensor, ...]:

@@ -122,7 +122,7 @@ class _WeightedCrossEntropy(torch.autograd.Function):
         structure, number, sign = steps.select(difference, beta * largest)
         ctx.c, ctx.weights, ctx.all_count = c, window.weights, window.all_count
         # memory for the slopes: new memory takes the CPU long to get
-        ctx.spare = difference if ctx.loops else None
+        ctx.spare = difference if ctx.loops and difference.shape == others.shape else None
         ctx.save_for_backward(
             others, cross_entropy, p_t, truth, window.norm, structure, sign, *kept
         )
@@ -146,8 +146,8 @@ class _WeightedCrossEntropy(torch.autograd.Function):
         slopes, of_truth = steps.slopes(
             by_structure, sign, probabilities, window, ctx.c, kept, spare
         )
-        # p_t is exp(−CE)
-        of_cross_entropy = (structure * grad).addcmul_(of_truth, p_t, value=-1)
+        # p_t is exp(−CE): its slope is −p_t
+        of_cross_entropy = of_truth.mul_(p_t).neg_().addcmul_(structure, grad)
         return slopes, of_cross_entropy, None, None, None, None, None, None
 
 

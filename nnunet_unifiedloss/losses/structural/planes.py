@@ -57,8 +57,7 @@ def slopes(
     spare: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """As :func:`maps.slopes`; spare is memory that they may have, of any content."""
-    shape = probabilities.others.shape
-    slope = grad.new_empty(shape) if spare is None or spare.shape != shape else spare
+    slope = grad.new_empty(probabilities.others.shape) if spare is None else spare
     of_truth = grad.new_zeros(grad.shape)
     _each_image(loops.slopes, probabilities, window, c, grad, sign, slope, of_truth)
     return slope, of_truth
