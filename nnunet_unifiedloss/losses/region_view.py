@@ -61,7 +61,7 @@ class RegionView(View):
 
     @property
     def truth(self) -> Tensor:
-        """0 for background, 1 for the region, 2 where a voxel does not count, int32, (B, R, *S)."""
+        """0 for background, 1 for the region, 2 where a voxel does not count, (B, R, *S)."""
         truth = self._foreground.to(index_dtype(2))
         return truth if self.ignored is None else truth.add_(self.ignored, alpha=2)
 
