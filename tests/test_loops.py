@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nnunet_unifiedloss import losses
 from nnunet_unifiedloss.losses import compiled, devices
-from nnunet_unifiedloss.losses.region import jaccard
+from nnunet_unifiedloss.losses.region.lovasz import loss as lovasz
 from nnunet_unifiedloss.losses.softmax import loops, maps
 
 SMALL_SHAPES = [(2, 4, 9, 8, 7), (3, 2, 6, 11), (1, 5, 4, 3, 3), (1, 2, 1, 5, 6), (2, 3, 1, 1)]
@@ -194,7 +194,7 @@ def test_another_number_of_threads_on_the_way_back():
 @pytest.mark.parametrize("in_order", [0, 1000], ids=["levels", "order"])
 def test_the_way_back_taken_twice(monkeypatch, name, channels, in_order):
     """They use memory again that they do not need any more."""
-    monkeypatch.setattr(jaccard, "_SORTED", in_order)
+    monkeypatch.setattr(lovasz, "SORTED", in_order)
     logits, target = random_batch((2, channels, 6, 5, 4), regions=False, ignore=False)
     value = getattr(losses, name)()(logits.requires_grad_(), target)
     (first,) = torch.autograd.grad(value, logits, retain_graph=True)

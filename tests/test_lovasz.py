@@ -7,20 +7,24 @@ import pytest
 import torch
 
 from nnunet_unifiedloss.losses import LovaszLoss
-from nnunet_unifiedloss.losses.region import jaccard
+from nnunet_unifiedloss.losses.region.lovasz import loops, maps
+from nnunet_unifiedloss.losses.region.lovasz import loss as lovasz
 
 
 def in_order(errors, mask):
     """The steps of one class, every voxel in its place."""
-    return jaccard._steps_of_class(errors, mask)
+    return maps.steps_of_class(errors, mask)
 
 
-def by_levels(errors, mask):
+def by_levels(errors, mask, by=maps):
     """The steps of the second of two classes, the first one's weight being 0."""
     weights = torch.tensor([[0.0, 1.0]], dtype=errors.dtype)
     error, truth = errors[None, None], mask.int()[None, None]
-    (steps,) = jaccard._steps_of_two_classes(error, truth, weights)
+    (steps,) = by.of_two_classes(error, truth, weights)
     return steps[0, 0]
+
+
+either = pytest.mark.parametrize("by", [maps, loops], ids=["maps", "loops"])
 
 
 def extension(errors, mask):
@@ -33,13 +37,16 @@ def extension(errors, mask):
 
 
 @pytest.mark.parametrize("regions", [False, True])
-@pytest.mark.parametrize("scale", [0.1, 1, 10])
-def test_large_images_agree_with_the_definition(regions, scale):
+@pytest.mark.parametrize(
+    ("scale", "space"),
+    [(0.1, (64, 64, 40)), (1, (64, 64, 40)), (1, (128, 128, 96)), (10, (64, 64, 40))],
+)
+def test_large_images_agree_with_the_definition(regions, scale, space):
     generator = torch.Generator().manual_seed(0)
-    target = torch.rand(2, 1, 64, 64, 40, generator=generator) < 0.02
+    target = torch.rand(2, 1, *space, generator=generator) < 0.02
     logits = scale * torch.randn(2, 1 if regions else 2, *target.shape[2:], generator=generator)
     logits[:, -1:] += scale * (2 * target.float() - 1)
-    assert target.numel() > jaccard._SORTED
+    assert target.numel() > lovasz.SORTED
     found = LovaszLoss(regions=regions)(logits, target if regions else target.float())
     margin = logits[:, -1:] if regions else logits[:, 1:] - logits[:, :1]
     probability = torch.sigmoid(margin.double())
@@ -47,6 +54,17 @@ def test_large_images_agree_with_the_definition(regions, scale):
     mask = target.flatten().numpy()
     expected = (extension(errors, mask) + extension(errors, ~mask)) / 2
     assert found.item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_the_value_of_millions_of_voxels_keeps_its_digits(regions):
+    """Every error is ½, whose steps add up to 1; in one sum after the other they would not."""
+    logits, target = (
+        torch.zeros(1, 1 if regions else 2, 256, 128, 128),
+        torch.zeros(1, 1, 256, 128, 128),
+    )
+    target[..., :40] = 1
+    assert LovaszLoss(regions=regions)(logits, target).item() == pytest.approx(0.5, rel=1e-5)
 
 
 @pytest.mark.parametrize("ignored", [False, True], ids=["all", "ignore"])
@@ -66,7 +84,7 @@ def test_levels_change_the_loss_and_its_gradient_little(monkeypatch, classes, re
     loss = LovaszLoss(regions=regions, ignore_label=255 if ignored else None)
     found = []
     for limit in (10, 10**6):
-        monkeypatch.setattr(jaccard, "_SORTED", limit)
+        monkeypatch.setattr(lovasz, "SORTED", limit)
         leaf = logits.clone().requires_grad_()
         value = loss(leaf, target)
         found.append((value.item(), *torch.autograd.grad(value, leaf)))
@@ -87,28 +105,55 @@ def test_slopes_by_levels_are_close_to_those_in_order(dtype):
     assert (quick - exact).norm() < 0.01 * exact.norm()
 
 
-def test_levels_of_one_voxel_give_the_exact_slopes():
+@either
+def test_levels_of_one_voxel_give_the_exact_slopes(by):
     errors, mask = torch.linspace(0.1, 1, 50), torch.arange(50) % 3 == 0
-    torch.testing.assert_close(by_levels(errors, mask), in_order(errors, mask))
+    torch.testing.assert_close(by_levels(errors, mask, by), in_order(errors, mask))
 
 
+@either
 @pytest.mark.parametrize("value", [0.0, 1e-30, 0.5, 1.0])
-def test_equal_errors_share_their_steps(value):
+def test_equal_errors_share_their_steps(value, by):
     mask = torch.tensor([True, False, True, False, False])
-    steps = by_levels(torch.full((5,), value), mask)
+    steps = by_levels(torch.full((5,), value), mask, by)
     # the mean of the mask's voxels first, 1/2 each and nothing, and last, 1/5 each and 1/5 in all
     expected = torch.where(mask, (1 / 2 + 1 / 5) / 2, (0 + (1 - 2 / 5) / 3) / 2)
     torch.testing.assert_close(steps, expected)
 
 
-def test_no_voxel_in_the_mask_gives_no_nan():
-    assert by_levels(torch.zeros(3), torch.zeros(3, dtype=torch.bool)).isfinite().all()
+@either
+def test_no_voxel_in_the_mask_gives_no_nan(by):
+    assert by_levels(torch.zeros(3), torch.zeros(3, dtype=torch.bool), by).isfinite().all()
+
+
+@pytest.mark.parametrize("classes", [2, 3, 7])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_loops_give_the_steps_of_the_maps(classes, threads):
+    generator = torch.Generator().manual_seed(classes)
+    errors = 10.0 ** torch.empty(2, 1, 500).uniform_(-12, 0, generator=generator)
+    others = 10.0 ** torch.empty(2, 1, classes, 500).uniform_(-12, 0, generator=generator)
+    truth = torch.randint(classes + 1, errors.shape, generator=generator, dtype=torch.uint8)
+    ignored = truth == classes
+    errors[ignored] = 0
+    others.masked_fill_(ignored[:, :, None], 0)
+    others.scatter_(2, truth[:, :, None].long().clamp_max(classes - 1), 0)
+    weights = torch.rand(1, classes, generator=generator)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    expected, found = (by.by_levels(errors, others, truth, weights) for by in (maps, loops))
+    if classes == 2:
+        expected += maps.of_two_classes(errors, truth, weights)
+        found += loops.of_two_classes(errors, truth, weights)
+    torch.set_num_threads(before)
+    for one, other in zip(found, expected, strict=True):
+        counting = ~(ignored if one.ndim == 3 else ignored[:, :, None].expand_as(one))
+        torch.testing.assert_close(one[counting], other[counting])
 
 
 @pytest.mark.parametrize(("classes", "regions"), [(2, False), (4, False), (2, True)])
 @pytest.mark.parametrize("value", [float("nan"), -float("nan"), float("inf")])
 def test_logits_that_are_no_numbers_give_no_number(monkeypatch, classes, regions, value):
-    monkeypatch.setattr(jaccard, "_SORTED", 10)
+    monkeypatch.setattr(lovasz, "SORTED", 10)
     logits = torch.zeros(1, classes, 8, 8)
     logits[0, 0, 3, 3] = value
     target = torch.zeros(1, classes if regions else 1, 8, 8)

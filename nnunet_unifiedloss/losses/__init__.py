@@ -45,6 +45,8 @@ from nnunet_unifiedloss.losses.region.dice import (
 )
 from nnunet_unifiedloss.losses.region.jaccard import (
     JaccardLoss,
+)
+from nnunet_unifiedloss.losses.region.lovasz import (
     LovaszLoss,
 )
 from nnunet_unifiedloss.losses.region.sensitivity import (

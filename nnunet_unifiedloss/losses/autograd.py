@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from nnunet_unifiedloss.losses.devices import at_hand
 from nnunet_unifiedloss.losses.elementary import exp, log1p
 
 Slopes = TypeVar("Slopes")
@@ -205,21 +206,23 @@ def weighted_sum(weigh: Callable[..., tuple[Tensor, ...]], *values: Tensor) -> T
     """Σ weights · values, where the weights are constants that a function gives for the values."""
     if torch.compiler.is_compiling():
         pairs = zip(values, weigh(*values), strict=True)
-        return torch.stack([_dot(each, weights.detach()) for each, weights in pairs]).sum()
+        return torch.stack([(each * weights.detach()).sum() for each, weights in pairs]).sum()
     total: Tensor = _WeightedSum.apply(weigh, *values)
     return total
 
 
-def _dot(values: Tensor, weights: Tensor) -> Tensor:
-    """Without a product of their size."""
-    rows = zip(values.flatten(0, -2), weights.flatten(0, -2), strict=True)
-    return torch.stack([torch.dot(*row) for row in rows]).sum()
+def _sum_of_products(values: Tensor, weights: Tensor) -> Tensor:
+    """On the CPU row by row, whose product its cache holds; torch.dot adds less exactly."""
+    pairs = [(values, weights)]
+    if at_hand(values):
+        pairs = list(zip(values.flatten(0, -2), weights.flatten(0, -2), strict=True))
+    return torch.stack([(row * weight).sum() for row, weight in pairs]).sum()
 
 
 class _WeightedSum(torch.autograd.Function):
     """On the way back the weights become the slopes: as new tensors these would take long to get.
 
-    If the way is taken again, the weights are computed again.
+    If the way is taken again, the weights are computed again, of the values that were saved.
     """
 
     @staticmethod
@@ -230,7 +233,9 @@ class _WeightedSum(torch.autograd.Function):
     ) -> Tensor:
         ctx.weigh, ctx.weights = weigh, weigh(*values)
         ctx.save_for_backward(*values)
-        return torch.stack([_dot(*pair) for pair in zip(values, ctx.weights, strict=True)]).sum()
+        return torch.stack(
+            [_sum_of_products(*pair) for pair in zip(values, ctx.weights, strict=True)]
+        ).sum()
 
     @staticmethod
     @differentiable_once

@@ -10,18 +10,33 @@ would have to wait for torch's, which go on spinning for a while after each oper
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numba
 import numpy as np
 import numpy.typing as npt
+import torch
 
 Array = npt.NDArray[Any]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 ZERO, ONE = np.float32(0), np.float32(1)  # a literal would make float64 of what it meets
 
 compiled: Callable[..., Any] = numba.njit(nogil=True, error_model="numpy", fastmath={"contract"})
+
+
+def share_out(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """What work gives for each item, in as many threads as torch has.
+
+    Where that is one it is the caller's, which has memory at hand that it has released before.
+    """
+    if torch.get_num_threads() == 1:
+        return [work(item) for item in items]
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        return list(threads.map(work, items))
 
 
 def _polynomial(

@@ -8,14 +8,13 @@ as long as it holds some ten of them. A 2-D image is a single plane. Each thread
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nnunet_unifiedloss.losses.compiled import Array
+from nnunet_unifiedloss.losses.compiled import Array, share_out
 from nnunet_unifiedloss.losses.structural import loops
 from nnunet_unifiedloss.losses.structural.maps import Probabilities, Window, first_class
 from nnunet_unifiedloss.losses.structural.window_loops import WindowInPlanes
@@ -92,5 +91,4 @@ def _each_image(
         image = loops.Image(others, p_t, truth, norm[b % len(norm)], first)
         return loop(image, reach, np.float32(c), *(array[b, g] for array in arrays))
 
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        return list(threads.map(of_image, np.ndindex(batch, groups)))
+    return share_out(of_image, np.ndindex(batch, groups))
