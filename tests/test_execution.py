@@ -15,7 +15,6 @@ from table import TABLE, every_loss, every_mode, parameter_sets
 from torch import distributed
 
 from nnunet_unifiedloss import losses
-from nnunet_unifiedloss.losses.structural import maps
 
 MODES = list(itertools.product([False, True], [False, True]))  # regions, ignore
 
@@ -67,16 +66,6 @@ def test_compiles_as_one_graph(name, regions, ignore):
 @pytest.mark.parametrize(("regions", "ignore"), MODES)
 def test_compiled_to_machine_code(regions, ignore):
     assert_compiles("UnifiedFocalLoss", regions, ignore, "inductor")
-
-
-@pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (0, 1, 2, 4, 3), (4, 3, 2, 1, 0)])
-def test_the_window_sum_is_what_compilers_are_told(order):
-    values = torch.rand(2, 1, 3, 4, 5).permute(order)
-    arguments = (values, (1.25, 1.0))
-    checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(maps._opaque_window_sum, arguments, test_utils=checks)
-    found = maps._opaque_window_sum(*arguments)
-    torch.testing.assert_close(found, maps.window_sum(*arguments))
 
 
 FUNCTIONS = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from batches import make_batch, options
 
 from nnunet_unifiedloss.losses import LovaszLoss
 from nnunet_unifiedloss.losses.region.lovasz import loops, maps
@@ -148,6 +149,22 @@ def test_the_loops_give_the_steps_of_the_maps(classes, threads):
     for one, other in zip(found, expected, strict=True):
         counting = ~(ignored if one.ndim == 3 else ignored[:, :, None].expand_as(one))
         torch.testing.assert_close(one[counting], other[counting])
+
+
+@pytest.mark.parametrize(("classes", "regions"), [(2, False), (4, False), (2, True)])
+@pytest.mark.parametrize("ignored", [False, True], ids=["all", "ignore"])
+def test_levels_where_neighbours_are_counted_apart(monkeypatch, classes, regions, ignored):
+    """As on a GPU."""
+    monkeypatch.setattr(lovasz, "SORTED", 10)
+    logits, target = make_batch(
+        regions=regions, ignore=ignored, dims=3, channels=classes, dtype=torch.float32
+    )
+    loss = LovaszLoss(**options(regions=regions, ignore=ignored))
+    logits.requires_grad_()
+    torch._dynamo.reset()
+    values = [f(logits, target) for f in (loss, torch.compile(loss, backend="aot_eager"))]
+    torch.testing.assert_close(*values)
+    torch.testing.assert_close(*(torch.autograd.grad(value, logits) for value in values))
 
 
 @pytest.mark.parametrize(("classes", "regions"), [(2, False), (4, False), (2, True)])

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from nnunet_unifiedloss.losses.autograd import as_output, differentiable_once, of_maps
 from nnunet_unifiedloss.losses.devices import at_hand
@@ -23,6 +24,10 @@ def sum_of_cross(values: Tensor, *, less: float = 0) -> Tensor:
     total = values - less
     for axis in range(SPATIAL, values.ndim):
         length = values.shape[axis] - 1
+        if torch.compiler.is_compiling():  # to one pass, unlike sums of parts in place
+            padded = functional.pad(values, [0, 0] * (values.ndim - 1 - axis) + [1, 1])
+            total += padded.narrow(axis, 0, length + 1) + padded.narrow(axis, 2, length + 1)
+            continue
         total.narrow(axis, 0, length).add_(values.narrow(axis, 1, length))
         total.narrow(axis, 1, length).add_(values.narrow(axis, 0, length))
     return total

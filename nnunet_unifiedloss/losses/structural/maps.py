@@ -7,7 +7,6 @@ there is one map, of the second one; the first one's values are the same but for
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -150,9 +149,6 @@ def window_sum(values: Tensor, weights: tuple[float, ...]) -> Tensor:
 
     The weights go from the centre outwards; that of the next voxel is 1.
     """
-    if torch.compiler.is_compiling():
-        total: Tensor = _opaque_window_sum(values, weights)
-        return total
     margin = len(weights) - 1
     total = functional.pad(values, (margin,) * 2 * (values.ndim - SPATIAL))
     for axis in range(SPATIAL, values.ndim):
@@ -164,21 +160,6 @@ def window_sum(values: Tensor, weights: tuple[float, ...]) -> Tensor:
             total.add_(shifted[margin - shift], alpha=weight)
             total.add_(shifted[margin + shift], alpha=weight)
     return total
-
-
-@torch.library.custom_op(
-    "nnunet_unifiedloss::window_sum",
-    mutates_args=(),
-    schema="(Tensor values, float[] weights) -> Tensor",
-)
-def _opaque_window_sum(values: Tensor, weights: Sequence[float]) -> Tensor:
-    """The sum as one operator: on the CPU a compiler would compute it anew for each of its uses."""
-    return window_sum(values, tuple(weights)).contiguous()  # as the next function promises
-
-
-@_opaque_window_sum.register_fake
-def _(values: Tensor, weights: Sequence[float]) -> Tensor:
-    return values.new_empty(values.shape)
 
 
 def _is_truth(probabilities: Probabilities) -> Tensor:

@@ -6,9 +6,11 @@ Errors that agree in their leading digits are one level; small images can do wit
 from __future__ import annotations
 
 import itertools
+import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from nnunet_unifiedloss.losses.devices import at_hand
 
@@ -17,6 +19,7 @@ OCTAVES = 32  # below 1, that these digits tell apart: errors below 2**-32 share
 LEVELS = (OCTAVES << DIGITS) + 1
 SMALLEST = (127 - OCTAVES) << 23  # bits of that in float32
 UNREAD = 23 - DIGITS  # bits of a float32 below these digits
+_COUNTED_APART = 64  # histograms of a row and others that a GPU counts in at a time
 
 
 @torch.no_grad()
@@ -72,19 +75,19 @@ def by_levels(
     classes = len(weights[0])
     row = _level(error).add_(truth, alpha=LEVELS)
     counts = _histogram(row, classes + 1)
-    table, steps_of_others = torch.zeros_like(counts, dtype=error.dtype), torch.empty_like(others)
+    ignored = counts[classes].sum()
+    table, steps_of_others = [], torch.empty_like(others)
     at_once = 1 if at_hand(error) else classes  # the CPU's cache holds the voxels of one class
     for first in range(0, classes, at_once):
         some = slice(first, first + at_once)
-        level = _level(others[:, :, some])
-        rows = torch.arange(0, at_once * LEVELS, LEVELS, dtype=level.dtype, device=level.device)
-        level += rows[:, None]
-        inside, outside = counts[some], _histogram(level, at_once)
-        outside[:, 0] -= inside.sum(1) + counts[classes].sum()
+        inside, level = counts[some], _level(others[:, :, some])
+        level += torch.arange(at_once, dtype=level.dtype, device=level.device)[:, None] * LEVELS
+        not_others = inside.sum(1, keepdim=True, dtype=inside.dtype) + ignored  # of error 0
+        outside = _histogram(level, at_once) - functional.pad(not_others, (0, LEVELS - 1))
         outer, inner = steps_of_levels(outside, inside).mul_(weights[0, some, None])
         steps_of_others[:, :, some] = _look_up(outer, level)
-        table[some] = inner
-    return _look_up(table, row), steps_of_others
+        table.append(inner)
+    return _look_up(_with_ignored(*table), row), steps_of_others
 
 
 @torch.no_grad()
@@ -101,9 +104,13 @@ def of_two_classes(error: Tensor, truth: Tensor, weights: Tensor) -> tuple[Tenso
         row = _level(error[:, g]).add_(truth[:, g], alpha=LEVELS)
         inside = _histogram(row, 3)[:2]
         outer, inner = steps_of_levels(inside.flip(0), inside).mul_(weight[:, None])
-        table = inner + outer.flip(0)
-        steps[:, g] = _look_up(torch.cat([table, torch.zeros_like(table[:1])]), row)
+        steps[:, g] = _look_up(_with_ignored(inner + outer.flip(0)), row)
     return (steps,)
+
+
+def _with_ignored(*steps: Tensor) -> Tensor:
+    """The steps of classes (K, levels), then those of the voxels that do not count."""
+    return torch.cat([*steps, torch.zeros_like(steps[0][:1])])
 
 
 def _level(errors: Tensor) -> Tensor:
@@ -113,11 +120,19 @@ def _level(errors: Tensor) -> Tensor:
 
 
 def _histogram(levels: Tensor, rows: int) -> Tensor:
-    """Number of voxels of each level, for each row of levels, (rows, levels)."""
-    counts = torch.zeros(rows * LEVELS, dtype=torch.int32, device=levels.device)
-    flat = levels.flatten()
-    one = counts.new_ones(1).expand(len(flat))
-    return counts.index_add_(0, flat, one).view(rows, -1)
+    """Number of voxels of each level, for each row of levels, (rows, levels).
+
+    A GPU's additions to one number wait for each other: there neighbours are counted apart.
+    """
+    apart = 1 if at_hand(levels) else math.gcd(levels.numel(), max(_COUNTED_APART // rows, 1))
+    size, index = rows * LEVELS, levels.flatten()
+    if apart > 1:
+        lane = torch.arange(apart, dtype=index.dtype, device=index.device)
+        index = (index.view(-1, apart) + lane * size).flatten()
+    counts = torch.zeros(apart * size, dtype=torch.int32, device=levels.device)
+    one = counts.new_ones(1).expand(len(index))
+    counts.index_add_(0, index, one)
+    return counts.view(apart, rows, -1).sum(0, dtype=torch.int32)
 
 
 def _look_up(table: Tensor, levels: Tensor) -> Tensor:
@@ -136,9 +151,16 @@ def steps_of_levels(outside: Tensor, inside: Tensor) -> Tensor:
         outside: Number of voxels of each level that are not of the class, (K, levels).
         inside: Number of those that are.
     """
-    right = inside.cumsum(1, dtype=torch.int32) - inside * 0.5  # r − I/2
+    inside_below, outside_below = _cumulated(torch.stack([inside, outside]))
+    right = inside_below + inside * 0.5  # r − I/2
     union = (inside + outside).sum(1, keepdim=True)
-    after = union - (outside.cumsum(1, dtype=torch.int32) - outside).to(right.dtype)  # v
+    after = union - outside_below.to(right.dtype)  # v
     before = after - outside  # u
     steps = torch.stack([right, (before + after).mul_(0.5)])
     return steps.div_((before * after).clamp_min_(1))
+
+
+def _cumulated(counts: Tensor) -> Tensor:
+    """The counts before each one of its row; as one row, which devices are quicker with."""
+    before = counts.flatten().cumsum(0, dtype=counts.dtype).view_as(counts) - counts
+    return before - before[..., :1]
