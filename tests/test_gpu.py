@@ -92,7 +92,8 @@ def test_distances_in_a_patch(spacing):
 
 @pytest.mark.parametrize("name", ["LovaszLoss", "TopKLoss", "UnifiedFocalLoss"])
 @every_mode
-def test_many_voxels(name, regions):
+@pytest.mark.parametrize("compiled", [False, True], ids=["operators", "compiled"])
+def test_many_voxels(name, regions, compiled):
     """Sums of a million voxels, and errors that are put in order by their leading digits."""
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(2, 4, 64, 64, 128, generator=generator, dtype=torch.float64)
@@ -100,7 +101,9 @@ def test_many_voxels(name, regions):
     target = target < 0.01 if regions else target.argmax(1, keepdim=True)
     loss = getattr(losses, name)(regions=regions)
     expected, expected_grad = evaluate(loss, logits, target)
-    value, grad = evaluate(loss, logits.float().cuda(), target.cuda())
+    torch._dynamo.reset()
+    on_gpu = torch.compile(loss, fullgraph=True) if compiled else loss
+    value, grad = evaluate(on_gpu, logits.float().cuda(), target.cuda())
     torch.testing.assert_close(value.cpu().double(), expected, rtol=1e-5, atol=1e-7)
     # the few errors that rounding moves to another level get the step of that
     assert (grad.cpu().double() - expected_grad).norm() < 1e-3 * expected_grad.norm()

@@ -26,14 +26,14 @@ SHOWN = ("nnunetv2", "torch", "numpy", "scipy", "pandas")
 # What others' versions matter to: names and trainers (nnU-Net), values, compilation and loops
 # (torch, Numba), statistics and reports (scipy, pandas, matplotlib, …), jobs (submitit), and
 # nnU-Net's own commands on real data, with a training for each label scenario.
-TESTS = ["naming", "trainer", "doctor", "reference", "execution", "loops", "statistics", "report"]
-TESTS += ["sweep_slurm", "nnunet"]
+TESTS = ["naming", "trainer", "doctor", "reference", "execution", "lovasz", "loops", "statistics"]
+TESTS += ["report", "sweep_slurm", "nnunet"]
 GRAPHS = ["export_onnx"]
 SETS = {
     "lowest": TESTS,
     "onnx": GRAPHS,
     "newest": [*TESTS, *GRAPHS],
-    "torch-2.11": ["execution"],
+    "torch-2.11": ["execution", "lovasz"],
 }
 
 PASSED = re.compile(r"\d+ passed(, \d+ (skipped|deselected|warnings?))*")

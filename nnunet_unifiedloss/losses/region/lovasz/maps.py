@@ -73,7 +73,7 @@ def by_levels(
         The steps of the true class's errors and those of the others.
     """
     classes = len(weights[0])
-    row = _level(error).add_(truth, alpha=LEVELS)
+    row = _level(error).add_(truth.int() * LEVELS)
     counts = _histogram(row, classes + 1)
     ignored = counts[classes].sum()
     table, steps_of_others = [], torch.empty_like(others)
@@ -101,7 +101,7 @@ def of_two_classes(error: Tensor, truth: Tensor, weights: Tensor) -> tuple[Tenso
     """
     steps = torch.empty_like(error)
     for g, weight in enumerate(weights):
-        row = _level(error[:, g]).add_(truth[:, g], alpha=LEVELS)
+        row = _level(error[:, g]).add_(truth[:, g].int() * LEVELS)
         inside = _histogram(row, 3)[:2]
         outer, inner = steps_of_levels(inside.flip(0), inside).mul_(weight[:, None])
         steps[:, g] = _look_up(_with_ignored(inner + outer.flip(0)), row)
