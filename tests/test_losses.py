@@ -120,6 +120,21 @@ def test_ignoring_equals_cropping(name, regions, batch_dice):
 
 @every_loss
 @every_mode
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_not_even_logits_that_are_no_numbers_count_where_ignored(name, regions, value, dtype):
+    logits, target = make_batch(regions=regions, ignore=True, dims=3, dtype=dtype)
+    ignored = target[:, -1:] > 0 if regions else target == IGNORE
+    loss = build(name, **options(regions=regions, ignore=True))
+    found = []
+    for each in (logits.detach(), logits.detach().masked_fill(ignored, value)):
+        total = loss(each.requires_grad_(), target)
+        found.append((total, *torch.autograd.grad(total, each)))
+    torch.testing.assert_close(*found)
+
+
+@every_loss
+@every_mode
 @pytest.mark.parametrize("batch_dice", [False, True], ids=["sample", "batch"])
 def test_an_ignored_sample_counts_nowhere(name, regions, batch_dice):
     logits, target = make_batch(regions=regions, ignore=True)

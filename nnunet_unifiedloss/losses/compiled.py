@@ -80,7 +80,7 @@ def _whole_power(n: np.int32) -> np.float32:
 
 @compiled
 def logarithm(x: np.float32) -> np.float32:
-    """The natural logarithm of a number ≥ 1, in whole vectors."""
+    """The natural logarithm of a number ≥ 1, in whole vectors; of NaN it is some number."""
     bits = np.float32(x).view(np.int32)
     n = np.int32(bits - _ROOT_BITS) >> np.int32(23)
     t = np.int32(bits - (n << np.int32(23))).view(np.float32) - ONE  # x = 2^n · (1 + t)

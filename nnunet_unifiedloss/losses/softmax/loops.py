@@ -88,12 +88,12 @@ def _split(
         for i in range(known.size):
             outside += (wanted[i] < 0) | (wanted[i] >= len(logits))
             known[i] = wanted[i]
-        found = cross_entropy[0, block], p_t[0, block]
-        _to_exponentials(logits, block, known, largest, total, others, *found)
-        for i in range(known.size):
+        margin, of_truth = cross_entropy[0, block], p_t[0, block]  # which become CE and p_t
+        _to_exponentials(logits, block, known, largest, total, others, margin, of_truth)
+        for i in range(known.size):  # from here on no channel is that of an ignored voxel
             known[i] = len(logits) if marks[i] else known[i]
         _to_probabilities(others, block, known, total, error[0, block])
-        _of_truth(total, marks, error[0, block], *found)
+        _of_truth(total, marks, error[0, block], margin, of_truth)
     return outside == 0
 
 

@@ -31,7 +31,7 @@ def split(
     cross_entropy = log_p.gather(1, label).neg_()
     others = exp(log_p).scatter_(1, label, torch.zeros_like(cross_entropy))
     if ignored is not None:
-        others = others.masked_fill_(ignored, 0)
+        others, cross_entropy = (m.masked_fill_(ignored, 0) for m in (others, cross_entropy))
     truth = label.to(index_dtype(others.shape[1]))
     error = sum_channels(others)
     cross_entropy = sharpen(cross_entropy, error)
