@@ -10,10 +10,11 @@
 
 All losses run in turn, again and again, in one process on the same logits. The table shows the
 median over the rounds of the ratio to the baseline of the same round, so that a machine whose
-speed drifts does not favour anybody. Time is processor time, by default of one thread: unlike the
-clock on the wall it does not depend on what else the machine does. On a GPU it is the GPU's time:
-while the host submits the work, the GPU is busy with something else, as it is in training. Memory
-is the peak of what is allocated during forward and backward, the gradient of the logits included.
+speed drifts does not favour anybody. Time is processor time of one thread: unlike the clock on the
+wall, which several threads are timed by, it does not depend on what else the machine does. On a GPU
+it is the GPU's time: while the host submits the work, the GPU is busy with something else, as it is
+in training. Memory is the peak of what is allocated during forward and backward, the gradient of
+the logits included.
 """
 
 from __future__ import annotations
@@ -157,7 +158,11 @@ def peak_memory(loss: LossFunction, logits: Tensor, target: Tensor) -> int:
 
 
 def measure(
-    losses: dict[str, LossFunction], batch: tuple[Tensor, Tensor], rounds: int
+    losses: dict[str, LossFunction],
+    batch: tuple[Tensor, Tensor],
+    rounds: int,
+    *,
+    wall: bool = False,
 ) -> dict[str, tuple[float, float]]:
     """Median ratio of time and ratio of memory to the baseline, for each loss."""
     logits, target = batch
@@ -166,7 +171,7 @@ def measure(
         run_once(loss, logits, target)  # warm up
     for _ in range(rounds):
         for name, loss in losses.items():
-            times[name].append(run_once(loss, logits, target))
+            times[name].append(run_once(loss, logits, target, wall=wall))
     baseline_memory = peak_memory(losses[BASELINE], logits, target)
     return {
         name: (
@@ -178,7 +183,11 @@ def measure(
 
 
 def print_cost(
-    losses: dict[str, LossFunction], batches: list[tuple[Tensor, Tensor]], rounds: int
+    losses: dict[str, LossFunction],
+    batches: list[tuple[Tensor, Tensor]],
+    rounds: int,
+    *,
+    wall: bool = False,
 ) -> list[dict[str, tuple[float, float]]]:
     """Print the table of ratios in Markdown and return it for each batch.
 
@@ -189,7 +198,7 @@ def print_cost(
     print(f"| loss |{header}\n| --- |" + " --- | --- |" * len(shapes))
     quick = {name: loss for name, loss in losses.items() if getattr(loss, "compiles", True)}
     results = [
-        measure(losses if index == 0 else quick, batch, rounds)
+        measure(losses if index == 0 else quick, batch, rounds, wall=wall)
         for index, batch in enumerate(batches)
     ]
     for name in losses:
@@ -276,7 +285,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--shape", type=int, nargs="+", help="B C *S; default: the two patches")
     parser.add_argument("--losses", nargs="+", choices=sorted(SegmentationLoss.registry))
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="if several: time on the wall")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--compile", action="store_true", help="as nnU-Net does on a GPU")
     parser.add_argument("--regions", action="store_true", help="region-based training")
@@ -320,7 +329,7 @@ def main() -> None:
     batches = [make_batch(shape, arguments.device, **mode) for shape in shapes]
     losses = {**competitors(**mode), **ours}
     losses = compiled(losses) if arguments.compile else losses
-    results = print_cost(losses, batches, arguments.rounds)
+    results = print_cost(losses, batches, arguments.rounds, wall=arguments.threads > 1)
     if arguments.json:
         time_, memory = ({n: results[0][n][i] for n in ours} for i in (0, 1))
         save(arguments.json, time=time_, memory=memory)
