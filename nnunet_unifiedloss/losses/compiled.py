@@ -3,14 +3,14 @@
 Torch's operators pass over whole maps, one after the other; these loops take a piece that the
 processor's cache holds through all steps. They are for float32, and so plain that they become
 vector instructions. What they compute has a counterpart in torch, for all that
-:func:`devices.has_loops` denies. Short ones run in the thread that calls them: threads of their own
-would have to wait for torch's, which go on spinning for a while after each operator.
+:func:`devices.has_loops` denies. Those of the softmax run in the thread that calls them, and only
+where torch has no other: in several they are no quicker than torch's operators.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -28,14 +28,15 @@ ZERO, ONE = np.float32(0), np.float32(1)  # a literal would make float64 of what
 compiled: Callable[..., Any] = numba.njit(nogil=True, error_model="numpy", fastmath={"contract"})
 
 
-def share_out(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+def share_out(work: Callable[[Item], Result], items: Collection[Item]) -> list[Result]:
     """What work gives for each item, in as many threads as torch has.
 
-    Where that is one it is the caller's, which has memory at hand that it has released before.
+    Where one is enough it is the caller's, which has memory at hand that it has released before.
     """
-    if torch.get_num_threads() == 1:
+    number = min(torch.get_num_threads(), len(items))
+    if number < 2:
         return [work(item) for item in items]
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+    with ThreadPoolExecutor(number) as threads:
         return list(threads.map(work, items))
 
 

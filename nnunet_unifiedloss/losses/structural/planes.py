@@ -91,4 +91,4 @@ def _each_image(
         image = loops.Image(others, p_t, truth, norm[b % len(norm)], first)
         return loop(image, reach, np.float32(c), *(array[b, g] for array in arrays))
 
-    return share_out(of_image, np.ndindex(batch, groups))
+    return share_out(of_image, list(np.ndindex(batch, groups)))

@@ -27,7 +27,7 @@ def by_levels(
         found = steps_of_others[:, 0].numpy()
         _of_class(of_others, k, inside[k], inside[-1].sum(), weight, found, table[k])
 
-    share_out(of_class, enumerate(weights[0].tolist()))
+    share_out(of_class, list(enumerate(weights[0].tolist())))
     _look_up(errors, labels, table, steps[:, 0].numpy())
     return steps, steps_of_others
 
@@ -46,7 +46,7 @@ def of_two_classes(error: Tensor, truth: Tensor, weights: Tensor) -> tuple[Tenso
         table[:2] += outer[::-1]
         _look_up(errors, labels, table, found)
 
-    share_out(of_group, enumerate(weights.tolist()))
+    share_out(of_group, list(enumerate(weights.tolist())))
     return (steps,)
 
 
