@@ -31,10 +31,12 @@ def split(
     cross_entropy = log_p.gather(1, label).neg_()
     others = exp(log_p).scatter_(1, label, torch.zeros_like(cross_entropy))
     if ignored is not None:
-        others, cross_entropy = (m.masked_fill_(ignored, 0) for m in (others, cross_entropy))
+        others = others.masked_fill_(ignored, 0)
     truth = label.to(index_dtype(others.shape[1]))
     error = sum_channels(others)
     cross_entropy = sharpen(cross_entropy, error)
+    if ignored is not None:
+        cross_entropy = torch.where(ignored, error, cross_entropy)  # 0; not even NaN counts
     return cross_entropy, error, probability(cross_entropy), others, truth
 
 
