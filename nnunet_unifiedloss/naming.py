@@ -120,7 +120,7 @@ def catalogue() -> list[TrainerEntry]:
             paper=cls.paper,
             when=cls.when,
             when_not=cls.when_not,
-            family=cls.family(),
+            family=cls.family,
         )
         for name, cls in sorted(SegmentationLoss.registry.items())
     ]

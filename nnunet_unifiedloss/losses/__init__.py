@@ -6,62 +6,45 @@ All take ``loss(logits, target)``; see :class:`SegmentationLoss` for shapes and 
 from nnunet_unifiedloss.losses.base import CompoundLoss, SegmentationLoss
 from nnunet_unifiedloss.losses.boundary import (
     BoundaryLoss,
+    DistancePenalizedCrossEntropyLoss,
     HausdorffDTLoss,
     HausdorffERLoss,
     ShapeAwareLoss,
 )
-from nnunet_unifiedloss.losses.compound.dice_plus import (
+from nnunet_unifiedloss.losses.combinations import (
+    ComboLoss,
     DiceBoundaryLoss,
     DiceCrossEntropyLoss,
     DiceFocalLoss,
     DiceHausdorffLoss,
     DiceTopKLoss,
-)
-from nnunet_unifiedloss.losses.compound.unified_focal import (
-    SymmetricUnifiedFocalLoss,
-    UnifiedFocalLoss,
-)
-from nnunet_unifiedloss.losses.compound.weighted_dice import (
-    ComboLoss,
     ExponentialLogarithmicLoss,
 )
-from nnunet_unifiedloss.losses.distribution.cross_entropy import (
+from nnunet_unifiedloss.losses.cross_entropy import (
     BalancedCrossEntropyLoss,
     CrossEntropyLoss,
-    DistancePenalizedCrossEntropyLoss,
     TopKLoss,
     WeightedCrossEntropyLoss,
 )
-from nnunet_unifiedloss.losses.distribution.focal import (
-    AsymmetricFocalLoss,
-    FocalLoss,
-    SymmetricFocalLoss,
-)
-from nnunet_unifiedloss.losses.region.dice import (
+from nnunet_unifiedloss.losses.dice import (
     DiceLoss,
     GeneralizedDiceLoss,
     LogCoshDiceLoss,
     PenaltyGeneralizedDiceLoss,
 )
-from nnunet_unifiedloss.losses.region.jaccard import (
-    JaccardLoss,
-)
-from nnunet_unifiedloss.losses.region.lovasz import (
-    LovaszLoss,
-)
-from nnunet_unifiedloss.losses.region.sensitivity import (
-    SensitivitySpecificityLoss,
-)
-from nnunet_unifiedloss.losses.region.tversky import (
+from nnunet_unifiedloss.losses.focal import AsymmetricFocalLoss, FocalLoss, SymmetricFocalLoss
+from nnunet_unifiedloss.losses.lovasz import LovaszLoss
+from nnunet_unifiedloss.losses.sensitivity_specificity import SensitivitySpecificityLoss
+from nnunet_unifiedloss.losses.structural import StructuralSimilarityLoss
+from nnunet_unifiedloss.losses.tversky import (
     AsymmetricFocalTverskyLoss,
     AsymmetricSimilarityLoss,
     FocalTverskyLoss,
+    JaccardLoss,
     SymmetricFocalTverskyLoss,
     TverskyLoss,
 )
-from nnunet_unifiedloss.losses.structural import (
-    StructuralSimilarityLoss,
-)
+from nnunet_unifiedloss.losses.unified_focal import SymmetricUnifiedFocalLoss, UnifiedFocalLoss
 
 __all__ = [
     "AsymmetricFocalLoss",

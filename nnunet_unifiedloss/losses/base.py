@@ -1,9 +1,8 @@
-"""What every loss shares: options, validation of the input, the registry."""
+"""The base class of all losses: shared options, input checks and the registry."""
 
 from __future__ import annotations
 
 import inspect
-import numbers
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -11,10 +10,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import TypedDict
 
-from nnunet_unifiedloss.losses.arguments import check_flag
-from nnunet_unifiedloss.losses.label_view import LabelView
-from nnunet_unifiedloss.losses.region_view import RegionView
-from nnunet_unifiedloss.losses.view import View
+from nnunet_unifiedloss.losses.checks import check_flag, check_label
+from nnunet_unifiedloss.losses.probabilities import Batch, LabelBatch, RegionBatch
 
 
 class Options(TypedDict, total=False):
@@ -27,12 +24,13 @@ class Options(TypedDict, total=False):
 
 
 class SegmentationLoss(nn.Module):
-    """Base class of all losses: a formula over the :class:`~.view.View` of a batch.
+    """Base class of all losses: a formula over the :class:`~.probabilities.Batch`.
 
-    A subclass whose name ends in ``Loss`` enters the registry, and with that becomes a trainer
-    parameter for parameter. It implements :meth:`evaluate`.
+    A subclass implements :meth:`evaluate`. If its name ends in ``Loss``, it enters the registry and
+    so becomes available as a trainer, with its parameters.
 
     Attributes:
+        family: distribution, region, boundary, structural or compound.
         paper: Where the loss comes from.
         when: One line on when to use it.
         when_not: One line on when not to.
@@ -45,8 +43,8 @@ class SegmentationLoss(nn.Module):
             sigmoid for each, possibly overlapping, region (nnU-Net's region-based training); the
             loss is the mean over regions of the loss on {background, region}.
         ignore_label: Label of voxels that count nowhere. With ``regions=True`` any value other than
-            None says that the target's last channel is a mask of the ignored voxels.
-        batch_dice: Sum the soft counts of overlap losses over the batch, not for each sample.
+            None means that the target's last channel marks the ignored voxels.
+        batch_dice: Sum the soft counts of overlap losses over the batch instead of per sample.
         ddp: In distributed training, sum over ranks what one rank would sum over the whole batch.
 
     Shape:
@@ -58,10 +56,11 @@ class SegmentationLoss(nn.Module):
     Raises:
         TypeError: An argument has the wrong type, or the logits are not floating point.
         ValueError: An argument is out of range; shapes do not fit; a label has no channel (noticed
-            on the CPU only: on a GPU looking at it would stall the training).
+            on the CPU only: on a GPU the check would stall the training).
     """
 
     registry: ClassVar[dict[str, type[SegmentationLoss]]] = {}
+    family: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     when: ClassVar[str] = ""
     when_not: ClassVar[str] = ""
@@ -98,12 +97,8 @@ class SegmentationLoss(nn.Module):
         self.weights: dict[str, float] = {}
         for name, flag in (("regions", regions), ("batch_dice", batch_dice), ("ddp", ddp)):
             check_flag(name, flag)
-        if ignore_label is not None and (
-            isinstance(ignore_label, bool) or not isinstance(ignore_label, numbers.Integral)
-        ):
-            raise TypeError(f"ignore_label: expected an int or None, got {ignore_label!r}")
         self.regions = regions
-        self.ignore_label = None if ignore_label is None else int(ignore_label)
+        self.ignore_label = check_label("ignore_label", ignore_label)
         self.batch_dice = batch_dice
         self.ddp = ddp
 
@@ -112,11 +107,6 @@ class SegmentationLoss(nn.Module):
         """The hyperparameters of this loss with their defaults, in the constructor's order."""
         parameters = inspect.signature(cls).parameters.values()
         return {p.name: p.default for p in parameters if p.name not in Options.__annotations__}
-
-    @classmethod
-    def family(cls) -> str:
-        """The family it belongs to, which is the module below ``losses`` that defines it."""
-        return cls.__module__.removeprefix("nnunet_unifiedloss.losses.").partition(".")[0]
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
@@ -130,7 +120,7 @@ class SegmentationLoss(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss of a batch, a scalar."""
-        return self.evaluate(self.view(logits, target))
+        return self.evaluate(self.batch(logits, target))
 
     def terms(
         self, logits: Tensor, target: Tensor, zoom: tuple[float, ...] | None = None
@@ -140,51 +130,41 @@ class SegmentationLoss(nn.Module):
         Args:
             logits: As in a call of the loss.
             target: As in a call of the loss.
-            zoom: How many times larger than those of the image the voxels are along each axis, for
-                outputs of deep supervision; only losses with a ``spacing`` look at it.
+            zoom: How many times larger than the image's voxels those of this output are along each
+                axis, in deep supervision; only losses with a ``spacing`` use it.
         """
-        view = self.view(logits, target)
-        view.zoom = zoom
-        return self.evaluate_terms(view)
+        return self.evaluate_terms(self.batch(logits, target, zoom))
 
     def start_epoch(self, epoch: int, num_epochs: int, previous: Mapping[str, float]) -> None:
         """Adapt to the progress of the training; called before each epoch.
 
-        Most losses stay as they are. What is set here must follow from the arguments alone, so that
-        a training that was interrupted continues with the same values.
+        Most losses do nothing. Whatever is set here must follow from the arguments alone, so that
+        an interrupted training continues with the same values.
 
         Args:
             epoch: The epoch that begins, from 0.
             num_epochs: Number of epochs of the training.
-            previous: Mean over the epoch before of each summand, without its weight.
+            previous: Mean of each summand over the previous epoch, without its weight.
         """
 
-    def evaluate(self, view: View) -> Tensor:
-        """The loss, from the view of a batch; each loss implements it."""
-        raise NotImplementedError(f"{type(self).__name__} does not implement evaluate(view)")
+    def evaluate(self, batch: Batch) -> Tensor:
+        """The loss of a batch; each loss implements it."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement evaluate(batch)")
 
-    def evaluate_terms(self, view: View) -> dict[str, Tensor]:
-        """The summands of the loss by name, from the view of a batch."""
-        return {type(self).__name__.removesuffix("Loss"): self.evaluate(view)}
+    def evaluate_terms(self, batch: Batch) -> dict[str, Tensor]:
+        """The summands of the loss by name."""
+        return {type(self).__name__.removesuffix("Loss"): self.evaluate(batch)}
 
-    def view(self, logits: Tensor, target: Tensor) -> View:
-        """Check the shapes and make the view that all terms of the loss share."""
+    def batch(
+        self, logits: Tensor, target: Tensor, zoom: tuple[float, ...] | None = None
+    ) -> Batch:
+        """Check the shapes and return the quantities that all terms of the loss share."""
         self._check_input(logits, target)
+        options = {"batch_dice": self.batch_dice, "ddp": self.ddp, "zoom": zoom}
         if self.regions:
-            return RegionView(
-                logits,
-                target,
-                has_ignore=self.ignore_label is not None,
-                batch_dice=self.batch_dice,
-                ddp=self.ddp,
-            )
-        return LabelView(
-            logits,
-            target,
-            ignore_label=self.ignore_label,
-            batch_dice=self.batch_dice,
-            ddp=self.ddp,
-        )
+            has_ignore = self.ignore_label is not None
+            return RegionBatch(logits, target, has_ignore=has_ignore, **options)
+        return LabelBatch(logits, target, ignore_label=self.ignore_label, **options)
 
     def _check_input(self, logits: Tensor, target: Tensor) -> None:
         for name, tensor in (("logits", logits), ("target", target)):
@@ -227,27 +207,29 @@ class SegmentationLoss(nn.Module):
 
 
 class CompoundLoss(SegmentationLoss):
-    """A weighted sum of losses that share one view.
+    """A weighted sum of losses that share one softmax.
 
     Subclasses call :meth:`combine` at the end of their constructor, or implement
-    :meth:`evaluate_terms` where a summand is no loss of the catalogue.
+    :meth:`evaluate_terms` where a summand is not a loss of the catalogue.
     """
+
+    family = "compound"
 
     def combine(self, **weighted: tuple[float, SegmentationLoss]) -> None:
         """Set the summands: name → (weight, loss). A summand with weight 0 is left out."""
         self.weights = {name: weight for name, (weight, _) in weighted.items() if weight}
         self.parts = nn.ModuleDict({name: weighted[name][1] for name in self.weights})
 
-    def evaluate(self, view: View) -> Tensor:
+    def evaluate(self, batch: Batch) -> Tensor:
         """Σ weight · loss."""
-        return torch.stack(list(self.evaluate_terms(view).values())).sum()
+        return torch.stack(list(self.evaluate_terms(batch).values())).sum()
 
-    def evaluate_terms(self, view: View) -> dict[str, Tensor]:
+    def evaluate_terms(self, batch: Batch) -> dict[str, Tensor]:
         """The weighted summands by name."""
         terms = {}
         for name, loss in self.parts.items():
             if isinstance(loss, SegmentationLoss):
-                terms[name] = self.weights[name] * loss.evaluate(view)
+                terms[name] = self.weights[name] * loss.evaluate(batch)
         return terms
 
 

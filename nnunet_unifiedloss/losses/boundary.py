@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.nn import functional
 from typing_extensions import Unpack
 
-from nnunet_unifiedloss.losses.arguments import check_count, check_flag, check_number, check_spacing
-from nnunet_unifiedloss.losses.autograd import SquareSums
 from nnunet_unifiedloss.losses.base import Options, SegmentationLoss
-from nnunet_unifiedloss.losses.neighbourhood import ErosionSums
-from nnunet_unifiedloss.losses.view import View
+from nnunet_unifiedloss.losses.checks import check_count, check_flag, check_number, check_spacing
+from nnunet_unifiedloss.losses.distance import squared_distance, squared_distance_to_other_side
+from nnunet_unifiedloss.losses.functional import safe_divide
+from nnunet_unifiedloss.losses.probabilities import Batch, per_voxel
 
 
 class BoundaryLoss(SegmentationLoss):
@@ -25,19 +25,12 @@ class BoundaryLoss(SegmentationLoss):
         0 & \text{the class is absent} \end{cases}
 
     d is the distance to the other side of the boundary. The mean is over samples, voxels and
-    foreground classes. As published, the loss is negative for good predictions, and 1 is taken off
-    inside whatever the unit: with voxels smaller than 1 the innermost ones get a positive φ.
+    foreground classes. As published, the loss is negative for good predictions, and 1 is subtracted
+    inside whatever the unit: with voxels smaller than 1, those next to the boundary get a positive φ.
 
     Args:
+        include_background: Use the background class too, as the authors do for several classes.
         spacing: Size of a voxel along each axis; None: distances in voxels.
-        **options: regions, ignore_label, batch_dice, ddp; see :class:`SegmentationLoss`.
-
-    Shape:
-        logits (B, C, \*S), target (B, 1, \*S) or (B, \*S), with ``regions=True`` (B, C, \*S);
-        returns a scalar.
-
-    Raises:
-        TypeError, ValueError: An argument is out of range; see also :class:`SegmentationLoss`.
 
     Example:
         >>> import torch
@@ -51,25 +44,32 @@ class BoundaryLoss(SegmentationLoss):
         (arXiv:1812.07032), equation 5, with the distances of the authors' code.
     """
 
+    family = "boundary"
     paper = "Kervadec 2019, arXiv:1812.07032"
     when = "Beside an overlap loss: pulls far-away false positives in."
     when_not = "Alone: an empty prediction is a local optimum."
     compiles = False
 
     def __init__(
-        self, *, spacing: Sequence[float] | None = None, **options: Unpack[Options]
+        self,
+        *,
+        include_background: bool = False,
+        spacing: Sequence[float] | None = None,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(**options)
+        self.include_background = check_flag("include_background", include_background)
         self.spacing = check_spacing(spacing)
 
-    def evaluate(self, view: View) -> Tensor:
+    def evaluate(self, batch: Batch) -> Tensor:
         """Mean of p · φ."""
-        squared = view.distances("both", self.spacing)
-        inside = view.one_hot[:, :, 1:] & (squared > 0)
+        first = 0 if self.include_background else 1
+        mask = batch.one_hot[:, :, first:]
+        squared = squared_distance_to_other_side(mask, batch, self.spacing)
         distance = squared.sqrt()
-        signed = torch.where(inside, 1 - distance, distance)
-        products = view.probabilities[:, :, 1:] * signed
-        return view.mean_over_voxels(products.flatten(2).sum(2) / signed.shape[2])
+        signed = torch.where(mask & (squared > 0), 1 - distance, distance)
+        products = batch.probabilities[:, :, first:] * signed
+        return batch.mean_over_voxels(products.mean(2))
 
 
 class HausdorffDTLoss(SegmentationLoss):
@@ -84,14 +84,6 @@ class HausdorffDTLoss(SegmentationLoss):
         alpha: Exponent of the distances, > 0; the larger, the more far errors count.
         include_background: Use the background class too.
         spacing: Size of a voxel along each axis; None: distances in voxels.
-        **options: regions, ignore_label, batch_dice, ddp; see :class:`SegmentationLoss`.
-
-    Shape:
-        logits (B, C, \*S), target (B, 1, \*S) or (B, \*S), with ``regions=True`` (B, C, \*S);
-        returns a scalar.
-
-    Raises:
-        TypeError, ValueError: An argument is out of range; see also :class:`SegmentationLoss`.
 
     Example:
         >>> import torch
@@ -105,6 +97,7 @@ class HausdorffDTLoss(SegmentationLoss):
         convolutional neural networks, IEEE TMI 2019 (arXiv:1904.10030), equation 8.
     """
 
+    family = "boundary"
     paper = "Karimi 2019, arXiv:1904.10030"
     when = "Beside an overlap loss, where the Hausdorff distance is judged."
     when_not = "Alone, or with noisy labels: single far voxels dominate."
@@ -123,19 +116,17 @@ class HausdorffDTLoss(SegmentationLoss):
         self.include_background = check_flag("include_background", include_background)
         self.spacing = check_spacing(spacing)
 
-    def evaluate(self, view: View) -> Tensor:
+    def evaluate(self, batch: Batch) -> Tensor:
         """Mean of (p − y)² · (D_p^α + D_y^α)."""
         first = 0 if self.include_background else 1
-        errors = view.errors[:, :, first:]
-        predicted = torch.where(view.one_hot[:, :, first:], errors < 0.5, errors > 0.5)
-        predicted &= view.counting
-        background = self.include_background
-        reference = view.distances("both", self.spacing, include_background=background)
-        prediction = view.squared_distance(predicted, side="both", spacing=self.spacing)
-        if self.alpha != 2:
-            reference, prediction = (d.pow(self.alpha / 2) for d in (reference, prediction))
-        weight = prediction.add_(reference)
-        return view.mean_over_voxels(SquareSums.apply(errors, weight) / weight.shape[2])
+        errors, reference = batch.errors[:, :, first:], batch.one_hot[:, :, first:]
+        prediction = torch.where(reference, errors < 0.5, errors > 0.5) & batch.counted[:, :, None]
+        reference_distance, prediction_distance = (
+            squared_distance_to_other_side(mask, batch, self.spacing).pow(self.alpha / 2)
+            for mask in (reference, prediction)
+        )
+        weighted = errors.square() * (prediction_distance + reference_distance)
+        return batch.mean_over_voxels(weighted.mean(2))
 
 
 class HausdorffERLoss(SegmentationLoss):
@@ -152,14 +143,6 @@ class HausdorffERLoss(SegmentationLoss):
         alpha: Exponent of the number of erosions, > 0.
         erosions: K, a whole number ≥ 1.
         include_background: Use the background class too.
-        **options: regions, ignore_label, batch_dice, ddp; see :class:`SegmentationLoss`.
-
-    Shape:
-        logits (B, C, \*S), target (B, 1, \*S) or (B, \*S), with ``regions=True`` (B, C, \*S);
-        returns a scalar.
-
-    Raises:
-        TypeError, ValueError: An argument is out of range; see also :class:`SegmentationLoss`.
 
     Example:
         >>> import torch
@@ -173,6 +156,7 @@ class HausdorffERLoss(SegmentationLoss):
         convolutional neural networks, IEEE TMI 2019 (arXiv:1904.10030), equations 11 and 12.
     """
 
+    family = "boundary"
     paper = "Karimi 2019, arXiv:1904.10030"
     when = "As HausdorffDT, without distance transforms."
     when_not = "Single wrong voxels, and thin rods in 3-D: the first erosion removes them."
@@ -190,13 +174,15 @@ class HausdorffERLoss(SegmentationLoss):
         self.erosions = check_count("erosions", erosions)
         self.include_background = check_flag("include_background", include_background)
 
-    def evaluate(self, view: View) -> Tensor:
+    def evaluate(self, batch: Batch) -> Tensor:
         """Mean over voxels and classes of Σ_k k^α · e_k."""
-        first = 0 if self.include_background else 1
-        counting = None if view.ignored is None else view.counting
-        errors = view.errors[:, :, first:]
-        sums: Tensor = ErosionSums.apply(errors, self.alpha, self.erosions, counting)
-        return view.mean_over_voxels(sums.mean(2))
+        e = batch.errors[:, :, 0 if self.include_background else 1 :].square()
+        total = torch.zeros_like(e[..., 0].flatten(3).sum(3))
+        for k in range(1, self.erosions + 1):
+            rest = (mean_of_cross(e) - 0.5).relu() * batch.counted[:, :, None]
+            e = safe_divide(rest, per_voxel(rest.flatten(3).amax(3), rest))
+            total = total + k**self.alpha * e.flatten(3).sum(3)
+        return batch.mean_over_voxels(total.mean(2))
 
 
 class ShapeAwareLoss(SegmentationLoss):
@@ -211,14 +197,6 @@ class ShapeAwareLoss(SegmentationLoss):
 
     Args:
         spacing: Size of a voxel along each axis; None: distances in voxels.
-        **options: regions, ignore_label, batch_dice, ddp; see :class:`SegmentationLoss`.
-
-    Shape:
-        logits (B, C, \*S), target (B, 1, \*S) or (B, \*S), with ``regions=True`` (B, C, \*S);
-        returns a scalar.
-
-    Raises:
-        TypeError, ValueError: An argument is out of range; see also :class:`SegmentationLoss`.
 
     Example:
         >>> import torch
@@ -233,6 +211,7 @@ class ShapeAwareLoss(SegmentationLoss):
         MSKI 2017, the shape-aware term.
     """
 
+    family = "boundary"
     paper = "Al Arif 2017, MSKI"
     when = "Single compact objects whose outline matters."
     when_not = "Many scattered lesions: one mean distance says little about each."
@@ -244,32 +223,85 @@ class ShapeAwareLoss(SegmentationLoss):
         super().__init__(**options)
         self.spacing = check_spacing(spacing)
 
-    def evaluate(self, view: View) -> Tensor:
+    def evaluate(self, batch: Batch) -> Tensor:
         """Mean of (1 + E) · CE."""
         with torch.no_grad():
-            # on the CPU the indices of a maximum are there several times sooner than argmax
-            predicted = view.probabilities.max(2, keepdim=True).indices
-            reference = view.one_hot.to(torch.uint8).max(2, keepdim=True).indices
-            wrong = (predicted != reference) & view.counting
-            curve = _curve(predicted, view.counting)
-            squared = view.squared_distance(
-                _curve(reference, view.counting), side="outside", spacing=self.spacing
-            )
+            predicted = batch.probabilities.argmax(2)
+            reference = batch.one_hot.int().argmax(2)
+            wrong = (predicted != reference) & batch.counted
+            curve, reference_curve = (_curve(x, batch.counted) for x in (predicted, reference))
+            to_reference = squared_distance(
+                ~reference_curve & batch.counted, reference_curve, batch, self.spacing
+            ).sqrt()
             length = curve.flatten(2).sum(2).clamp_min(1)
-            distance = (squared.sqrt() * curve).flatten(2).sum(2) / length
-            penalty = wrong[:, :, 0] * distance.view(*length.shape, *(1 for _ in wrong.shape[3:]))
-        return view.mean_over_voxels((1 + penalty) * view.cross_entropy)
+            mean_distance = (to_reference * curve).flatten(2).sum(2) / length
+            penalty = wrong * per_voxel(mean_distance, wrong)
+        return batch.mean_over_voxels((1 + penalty) * batch.cross_entropy)
 
 
-def _curve(label: Tensor, counting: Tensor) -> Tensor:
-    """Foreground voxels of (B, G, 1, *S) with a face neighbour of another label that counts."""
+class DistancePenalizedCrossEntropyLoss(SegmentationLoss):
+    r"""Distance-penalised cross entropy: voxels near a boundary count more.
+
+    .. math:: L = \operatorname{mean}((1 + \varphi) \, (-\ln p_t)), \quad \varphi = 1 / d
+
+    d is the distance of a voxel to the nearest voxel with another label; φ = 0 in a patch with one
+    label.
+
+    Args:
+        spacing: Size of a voxel along each axis; None: distances in voxels.
+
+    Example:
+        >>> import torch
+        >>> logits, target = torch.zeros(1, 2, 2, 2), torch.zeros(1, 1, 2, 2)
+        >>> target[..., 0] = 1
+        >>> round(DistancePenalizedCrossEntropyLoss()(logits, target).item(), 4)
+        1.3863
+
+    References:
+        Caliva et al.: Distance map loss penalty term for semantic segmentation, MIDL 2019
+        (arXiv:1908.03679). Distances are computed from the labels, for any number of classes.
+    """
+
+    family = "distribution"
+    paper = "Caliva 2019, arXiv:1908.03679"
+    when = "Boundaries matter and classes are of similar size."
+    when_not = "Rare foreground: most boundary voxels are background."
+    compiles = False
+
+    def __init__(
+        self, *, spacing: Sequence[float] | None = None, **options: Unpack[Options]
+    ) -> None:
+        super().__init__(**options)
+        self.spacing = check_spacing(spacing)
+
+    def evaluate(self, batch: Batch) -> Tensor:
+        """Mean of (1 + φ) · CE."""
+        mask = batch.one_hot
+        squared = squared_distance(mask, ~mask & batch.counted[:, :, None], batch, self.spacing)
+        nearest = squared.sum(2)  # a voxel is in one class
+        penalty = torch.where(nearest > 0, nearest, torch.inf).rsqrt()
+        return batch.mean_over_voxels((1 + penalty) * batch.cross_entropy)
+
+
+def mean_of_cross(values: Tensor) -> Tensor:
+    """Mean over each voxel of (B, G, K, *S) and its face neighbours, 0 outside of the image."""
+    axes, total = range(3, values.ndim), values
+    for axis in axes:
+        padded = functional.pad(values, [0, 0] * (values.ndim - 1 - axis) + [1, 1])
+        size = values.shape[axis]
+        total = total + padded.narrow(axis, 0, size) + padded.narrow(axis, 2, size)
+    return total / (2 * len(axes) + 1)
+
+
+def _curve(label: Tensor, counted: Tensor) -> Tensor:
+    """Foreground voxels of (B, G, *S) with a face neighbour of another label that counts."""
     edge = torch.zeros_like(label, dtype=torch.bool)
-    counting = counting.expand_as(label)
-    for axis in range(3, label.ndim):
+    counted = counted.expand_as(label)
+    for axis in range(2, label.ndim):
         length = label.shape[axis] - 1
         low, high = (label.narrow(axis, start, length) for start in (0, 1))
         differ = low != high
-        differ &= counting.narrow(axis, 0, length) & counting.narrow(axis, 1, length)
+        differ &= counted.narrow(axis, 0, length) & counted.narrow(axis, 1, length)
         pad = [0, 0] * (label.ndim - 1 - axis)
         edge |= functional.pad(differ, [*pad, 0, 1]) | functional.pad(differ, [*pad, 1, 0])
-    return edge & (label > 0) & counting
+    return edge & (label > 0) & counted

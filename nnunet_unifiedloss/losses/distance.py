@@ -12,6 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from nnunet_unifiedloss.losses.probabilities import Batch
+
 Mask = npt.NDArray[np.bool_]
 Map = npt.NDArray[Any]
 
@@ -19,56 +21,60 @@ _CACHED = 2**19  # bytes that a processor's cache holds some times over
 _LARGEST_BLOCK = 2**24  # numbers that the transform on a device holds at a time
 
 
+def squared_distance_to_other_side(
+    mask: Tensor, batch: Batch, spacing: tuple[float, ...] | None
+) -> Tensor:
+    """Squared distance of each voxel that counts to the other side of the mask's boundary.
+
+    Arguments and result are those of :func:`squared_distance`.
+    """
+    complement = ~mask & batch.counted[:, :, None]
+    return squared_distance(mask, complement, batch, spacing) + squared_distance(
+        complement, mask, batch, spacing
+    )
+
+
 @torch.no_grad()
 def squared_distance(
-    of: Tensor,
-    to: Tensor,
-    spacing: tuple[float, ...] | None,
-    dtype: torch.dtype,
-    *,
-    both: bool = False,
+    of: Tensor, to: Tensor, batch: Batch, spacing: tuple[float, ...] | None
 ) -> Tensor:
     """Squared distance of some voxels to the nearest of others.
 
-    It is the minimum over the lines of each axis in turn: on the CPU image by image, with an end as
-    soon as nothing can change any more; on other devices for all images at once, without a round
-    trip to the host.
-
     Args:
-        of: Voxels whose distance is asked for, booleans (B, G, K, *S).
+        of: Voxels whose distance is asked for, booleans (…, *S).
         to: Voxels to measure to, booleans of the same shape.
-        spacing: Size of a voxel along each spatial axis, or None for 1.
-        dtype: Of the distances.
-        both: Add the distance of the others to the nearest of these.
+        batch: The batch that they belong to.
+        spacing: Size of the image's voxels along each spatial axis, or None for 1.
 
     Returns:
-        (B, G, K, *S); 0 elsewhere, and where there is nothing to measure to.
+        The shape of the masks; 0 for all other voxels, and where there is nothing to measure to.
 
     Raises:
         ValueError: ``spacing`` does not have one number for each spatial axis.
     """
-    axes = of.ndim - 3
-    size = (1.0,) * axes if spacing is None else spacing
+    axes = batch.error.ndim - 2
+    size = spacing or (1.0,) * axes
     if len(size) != axes:
         raise ValueError(
             f"spacing: has {len(size)} numbers for images of {axes} axes, got {spacing}"
         )
-    if of.device.type == "cpu":
-        result = torch.zeros(of.shape, dtype=dtype)
-        images = (values.flatten(0, 2).numpy() for values in (of, to, result))
-        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-            list(threads.map(partial(_of_image, size, both), *images))
-        return result
-    return _on_a_device(of, to, size, dtype, both)
+    if spacing and batch.zoom:
+        size = tuple(one * zoom for one, zoom in zip(size, batch.zoom, strict=True))
+    dtype = batch.error.dtype
+    if of.device.type != "cpu":
+        return _on_a_device(of, to, size, dtype)
+    result = torch.zeros(of.shape, dtype=dtype)
+    images = (values.flatten(0, -1 - axes).numpy() for values in (of, to, result))
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        list(threads.map(partial(_of_image, size), *images))
+    return result
 
 
-def _of_image(size: tuple[float, ...], both: bool, of: Mask, to: Mask, result: Map) -> None:
+def _of_image(size: tuple[float, ...], of: Mask, to: Mask, result: Map) -> None:
     """Squared distance in one image."""
     if of.any() and to.any():
-        all_count = np.logical_or(of, to).all()
-        for some, others in ((of, to), (to, of)) if both else ((of, to),):
-            box = _box(some, margin=1) if all_count else ...
-            np.copyto(result[box], _to_nearest(others[box], size, result.dtype), where=some[box])
+        box = _box(of, margin=1) if np.logical_or(of, to).all() else ...
+        np.copyto(result[box], _to_nearest(to[box], size, result.dtype), where=of[box])
 
 
 def _box(mask: Mask, *, margin: int = 0) -> tuple[slice, ...]:
@@ -163,16 +169,8 @@ def _largest(values: Map, infinity: float) -> float:
     return float(largest)
 
 
-def _on_a_device(
-    of: Tensor, to: Tensor, size: tuple[float, ...], dtype: torch.dtype, both: bool
-) -> Tensor:
-    """Squared distance in all images at once."""
-    distance = _separable(of, to, size, dtype)
-    return distance.add_(_separable(to, of, size, dtype)) if both else distance
-
-
-def _separable(of: Tensor, to: Tensor, size: tuple[float, ...], dtype: torch.dtype) -> Tensor:
-    """Squared distance by a minimum over all lines of one axis after the other."""
+def _on_a_device(of: Tensor, to: Tensor, size: tuple[float, ...], dtype: torch.dtype) -> Tensor:
+    """Squared distance in all images at once, by a minimum over the lines of each axis in turn."""
     squared = _along_first_axis(to, size[0], dtype)
     for axis, step in enumerate(size[1:], start=4):
         length = squared.shape[axis]

@@ -1,4 +1,4 @@
-"""Sums over the processes of distributed training, with their gradient."""
+"""Sums and maxima over the processes of distributed training."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, distributed
-
-from nnunet_unifiedloss.losses.autograd import as_output, differentiable_once
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
@@ -44,15 +42,18 @@ def _check_process_group() -> None:
 
 
 class _SumOverRanks(torch.autograd.Function):
+    """A sum over ranks whose gradient is the sum of the ranks' gradients.
+
+    torch has the same function, but PyTorch 2.11 compiles it without a gradient, because it returns
+    a tensor that it wrote to in place; a view of that tensor is safe (pytorch/pytorch#180642).
+    """
+
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:  # noqa: ANN401 (torch's own type)
         total = values.clone()
         distributed.all_reduce(total)
-        return as_output(total)
+        return total.view_as(total)
 
     @staticmethod
-    @differentiable_once
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # noqa: ANN401
-        total = grad.clone()
-        distributed.all_reduce(total)
-        return total
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ANN401
+        return sum_over_ranks(gradient)

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from nnunet_unifiedloss.losses.arguments import check_flag, check_number
 from nnunet_unifiedloss.losses.base import Options, SegmentationLoss
-from nnunet_unifiedloss.losses.overlap import power, tversky_complement
-from nnunet_unifiedloss.losses.view import View
+from nnunet_unifiedloss.losses.checks import check_flag, check_number
+from nnunet_unifiedloss.losses.functional import power, tversky_loss
+from nnunet_unifiedloss.losses.probabilities import Batch
 
 
 class TverskyLoss(SegmentationLoss):
@@ -24,15 +24,6 @@ class TverskyLoss(SegmentationLoss):
             libraries swap the two.
         smooth: s ≥ 0.
         include_background: Use the background class too.
-        **options: regions, ignore_label, batch_dice, ddp; see :class:`SegmentationLoss`.
-
-    Shape:
-        logits (B, C, \*S), target (B, 1, \*S) or (B, \*S), with ``regions=True`` (B, C, \*S);
-        returns a scalar.
-
-    Raises:
-        TypeError, ValueError: An argument is out of range, or α = β = 0; see also
-            :class:`SegmentationLoss`.
 
     Example:
         >>> import torch
@@ -45,6 +36,7 @@ class TverskyLoss(SegmentationLoss):
         deep networks, MLMI 2017 (arXiv:1706.05721), the Tversky loss.
     """
 
+    family = "region"
     paper = "Salehi 2017, arXiv:1706.05721"
     when = "Small lesions are missed: trade precision for sensitivity."
     when_not = "Precision counts: false positives get cheap."
@@ -66,18 +58,67 @@ class TverskyLoss(SegmentationLoss):
         self.smooth = check_number("smooth", smooth)
         self.include_background = check_flag("include_background", include_background)
 
-    def evaluate(self, view: View) -> Tensor:
+    def evaluate(self, batch: Batch) -> Tensor:
         """1 − mean_c TI."""
-        return view.mean_over_classes(self.complement(view))
+        return batch.mean_over_classes(self.tversky(batch))
 
-    def complement(self, view: View) -> Tensor:
-        """1 − TI of each sample, group and class in use."""
-        return tversky_complement(
-            view.counts,
+    def tversky(self, batch: Batch) -> Tensor:
+        """1 − TI of each sample, group and class in use, (B, G, K)."""
+        return tversky_loss(
+            batch.counts,
             alpha=self.alpha,
             beta=self.beta,
             smooth=self.smooth,
             include_background=self.include_background,
+        )
+
+
+class JaccardLoss(SegmentationLoss):
+    r"""Jaccard loss.
+
+    .. math:: L = 1 - \operatorname{mean}_c \frac{TP + s}{TP + FP + FN + s}
+
+    Args:
+        smooth: s ≥ 0.
+        include_background: Use the background class too.
+
+    Example:
+        >>> import torch
+        >>> logits, target = torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4)
+        >>> round(JaccardLoss()(logits, target).item(), 4)
+        0.5
+
+    References:
+        Rahman, Wang: Optimizing intersection-over-union in deep neural networks for image
+        segmentation, ISVC 2016, section 3.
+    """
+
+    family = "region"
+    paper = "Rahman 2016, ISVC"
+    when = "Intersection over union is the metric."
+    when_not = "Alone on tiny structures: noisy, as Dice is."
+
+    def __init__(
+        self,
+        *,
+        smooth: float = 1e-5,
+        include_background: bool = False,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(**options)
+        self.smooth = check_number("smooth", smooth)
+        self.include_background = check_flag("include_background", include_background)
+
+    def evaluate(self, batch: Batch) -> Tensor:
+        """1 − mean_c Jaccard index, the Tversky index with α = β = 1."""
+        return batch.mean_over_classes(
+            tversky_loss(
+                batch.counts,
+                alpha=1,
+                beta=1,
+                smooth=self.smooth,
+                include_background=self.include_background,
+            )
         )
 
 
@@ -91,14 +132,6 @@ class AsymmetricSimilarityLoss(SegmentationLoss):
         beta: β ≥ 0; above 1 it favours sensitivity.
         smooth: s ≥ 0.
         include_background: Use the background class too.
-        **options: regions, ignore_label, batch_dice, ddp; see :class:`SegmentationLoss`.
-
-    Shape:
-        logits (B, C, \*S), target (B, 1, \*S) or (B, \*S), with ``regions=True`` (B, C, \*S);
-        returns a scalar.
-
-    Raises:
-        TypeError, ValueError: An argument is out of range; see also :class:`SegmentationLoss`.
 
     Example:
         >>> import torch
@@ -112,6 +145,7 @@ class AsymmetricSimilarityLoss(SegmentationLoss):
         similarity loss.
     """
 
+    family = "region"
     paper = "Hashemi 2018, arXiv:1803.11078"
     when = "Lesions are missed: one parameter trades precision for sensitivity."
     when_not = "Precision matters as much as sensitivity; β = 1 is Dice."
@@ -129,12 +163,12 @@ class AsymmetricSimilarityLoss(SegmentationLoss):
         self.smooth = check_number("smooth", smooth)
         self.include_background = check_flag("include_background", include_background)
 
-    def evaluate(self, view: View) -> Tensor:
+    def evaluate(self, batch: Batch) -> Tensor:
         """1 − mean_c F_β, a Tversky index."""
         squared = self.beta**2
-        return view.mean_over_classes(
-            tversky_complement(
-                view.counts,
+        return batch.mean_over_classes(
+            tversky_loss(
+                batch.counts,
                 alpha=1 / (1 + squared),
                 beta=squared / (1 + squared),
                 smooth=self.smooth,
@@ -151,19 +185,10 @@ class FocalTverskyLoss(TverskyLoss):
     Args:
         alpha: Weight of false positives, α ≥ 0.
         beta: Weight of false negatives, β ≥ 0.
-        gamma: Exponent, γ > 0; below 1 it raises the slope where the index is already good. The
-            paper writes it 1/γ.
+        gamma: Exponent, γ > 0; below 1 it raises the gradient where the index is already good.
+            The paper writes it 1/γ.
         smooth: s ≥ 0.
         include_background: Use the background class too.
-        **options: regions, ignore_label, batch_dice, ddp; see :class:`SegmentationLoss`.
-
-    Shape:
-        logits (B, C, \*S), target (B, 1, \*S) or (B, \*S), with ``regions=True`` (B, C, \*S);
-        returns a scalar.
-
-    Raises:
-        TypeError, ValueError: An argument is out of range, or α = β = 0; see also
-            :class:`SegmentationLoss`.
 
     Example:
         >>> import torch
@@ -177,8 +202,8 @@ class FocalTverskyLoss(TverskyLoss):
     """
 
     paper = "Abraham 2018, arXiv:1810.07842"
-    when = "Small lesions that are found, but not exactly: γ < 1 keeps their slope to the end."
-    when_not = "Structures that are still missed: with γ < 1 their slope is the smallest."
+    when = "Small lesions that are found, but not exactly: γ < 1 keeps their gradient to the end."
+    when_not = "Structures that are still missed: with γ < 1 their gradient is the smallest."
 
     def __init__(
         self,
@@ -199,9 +224,9 @@ class FocalTverskyLoss(TverskyLoss):
         )
         self.gamma = check_number("gamma", gamma, above=True)
 
-    def evaluate(self, view: View) -> Tensor:
+    def evaluate(self, batch: Batch) -> Tensor:
         """Mean of (1 − TI)^γ."""
-        return view.mean_over_classes(power(self.complement(view), self.gamma))
+        return batch.mean_over_classes(power(self.tversky(batch), self.gamma))
 
 
 class SymmetricFocalTverskyLoss(SegmentationLoss):
@@ -215,14 +240,6 @@ class SymmetricFocalTverskyLoss(SegmentationLoss):
         gamma: Focusing, 0 ≤ γ < 1; 0 is the Tversky loss.
         smooth: s ≥ 0.
         include_background: Use the background class too.
-        **options: regions, ignore_label, batch_dice, ddp; see :class:`SegmentationLoss`.
-
-    Shape:
-        logits (B, C, \*S), target (B, 1, \*S) or (B, \*S), with ``regions=True`` (B, C, \*S);
-        returns a scalar.
-
-    Raises:
-        TypeError, ValueError: An argument is out of range; see also :class:`SegmentationLoss`.
 
     Example:
         >>> import torch
@@ -236,6 +253,7 @@ class SymmetricFocalTverskyLoss(SegmentationLoss):
         authors' code.
     """
 
+    family = "region"
     paper = "Yeung 2021, arXiv:2102.04525"
     when = "As FocalTversky, with one balance δ and the background included."
     when_not = "Large background: it is focused like a class."
@@ -255,23 +273,23 @@ class SymmetricFocalTverskyLoss(SegmentationLoss):
         self.smooth = check_number("smooth", smooth)
         self.include_background = check_flag("include_background", include_background)
 
-    def evaluate(self, view: View) -> Tensor:
+    def evaluate(self, batch: Batch) -> Tensor:
         """Mean of (1 − TI)^(1 − γ)."""
-        return view.mean_over_classes(self.focus(self.complement(view)))
+        return batch.mean_over_classes(self.focus(self.tversky(batch)))
 
-    def complement(self, view: View) -> Tensor:
-        """1 − TI of each sample, group and class in use."""
-        return tversky_complement(
-            view.counts,
+    def tversky(self, batch: Batch) -> Tensor:
+        """1 − TI of each sample, group and class in use, (B, G, K)."""
+        return tversky_loss(
+            batch.counts,
             alpha=1 - self.delta,
             beta=self.delta,
             smooth=self.smooth,
             include_background=self.include_background,
         )
 
-    def focus(self, complement: Tensor) -> Tensor:
+    def focus(self, loss: Tensor) -> Tensor:
         """(1 − TI)^(1 − γ)."""
-        return power(complement, 1 - self.gamma)
+        return power(loss, 1 - self.gamma)
 
 
 class AsymmetricFocalTverskyLoss(SymmetricFocalTverskyLoss):
@@ -287,14 +305,6 @@ class AsymmetricFocalTverskyLoss(SymmetricFocalTverskyLoss):
         gamma: Focusing of the foreground, 0 ≤ γ < 1; 0 is the Tversky loss.
         smooth: s ≥ 0.
         include_background: Use the background class too.
-        **options: regions, ignore_label, batch_dice, ddp; see :class:`SegmentationLoss`.
-
-    Shape:
-        logits (B, C, \*S), target (B, 1, \*S) or (B, \*S), with ``regions=True`` (B, C, \*S);
-        returns a scalar.
-
-    Raises:
-        TypeError, ValueError: An argument is out of range; see also :class:`SegmentationLoss`.
 
     Example:
         >>> import torch
@@ -310,8 +320,8 @@ class AsymmetricFocalTverskyLoss(SymmetricFocalTverskyLoss):
     when = "Rare foreground: only its classes are focused."
     when_not = "Alone early in a training; the Unified Focal loss adds what is missing."
 
-    def focus(self, complement: Tensor) -> Tensor:
+    def focus(self, loss: Tensor) -> Tensor:
         """(1 − TI)^(1 − γ) for foreground classes, 1 − TI for the background."""
         background = int(self.include_background)
-        foreground = super().focus(complement[..., background:])
-        return torch.cat([complement[..., :background], foreground], dim=-1)
+        foreground = super().focus(loss[..., background:])
+        return torch.cat([loss[..., :background], foreground], dim=-1)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from nnunet_unifiedloss.losses.arguments import check_number, check_weights
 from nnunet_unifiedloss.losses.base import Options, SegmentationLoss
-from nnunet_unifiedloss.losses.view import View
+from nnunet_unifiedloss.losses.checks import check_number, check_weights, plain
+from nnunet_unifiedloss.losses.functional import constants, focal_weight
+from nnunet_unifiedloss.losses.probabilities import Batch
 
 
 class FocalLoss(SegmentationLoss):
@@ -23,15 +24,6 @@ class FocalLoss(SegmentationLoss):
         alpha: None: no weights. A number in [0, 1]: α for every foreground class and 1 − α for the
             background. A list: one weight for each class (with ``regions=True`` two, for
             background and region).
-        **options: regions, ignore_label, batch_dice, ddp; see :class:`SegmentationLoss`.
-
-    Shape:
-        logits (B, C, \*S), target (B, 1, \*S) or (B, \*S), with ``regions=True`` (B, C, \*S);
-        returns a scalar.
-
-    Raises:
-        TypeError, ValueError: An argument is out of range, or a list ``alpha`` does not have one
-            weight for each class; see also :class:`SegmentationLoss`.
 
     Example:
         >>> import torch
@@ -44,6 +36,7 @@ class FocalLoss(SegmentationLoss):
         1 unless set; so it is here.
     """
 
+    family = "distribution"
     paper = "Lin 2017, arXiv:1708.02002"
     when = "Many easy background voxels drown the few hard ones."
     when_not = "Noisy labels: focusing amplifies them; small foreground at a low learning rate."
@@ -58,21 +51,27 @@ class FocalLoss(SegmentationLoss):
         super().__init__(**options)
         self.gamma = check_number("gamma", gamma)
         self.alpha: float | tuple[float, ...] | None = None
-        if isinstance(alpha, (int, float)):
+        if isinstance(plain(alpha), (int, float)):
             self.alpha = check_number("alpha", alpha, maximum=1)
         elif alpha is not None:
             self.alpha = check_weights("alpha", alpha)
 
-    def evaluate(self, view: View) -> Tensor:
+    def evaluate(self, batch: Batch) -> Tensor:
         """Mean of α_t · (1 − p_t)^γ · CE."""
-        if self.alpha is None or isinstance(self.alpha, (int, float)):
-            return view.mean_over_voxels(view.focal(self.gamma, weight=self.alpha))
-        if len(self.alpha) != view.num_classes:
-            raise ValueError(f"alpha: has {len(self.alpha)} weights for {view.num_classes} classes")
-        sums = view.sum_by_class(view.focal(self.gamma)).unbind(-1)
-        return view.mean_over_voxels(
-            torch.stack([a * f for a, f in zip(self.alpha, sums, strict=True)])
-        )
+        focal = focal_weight(batch.error, self.gamma) * batch.cross_entropy
+        return batch.mean_over_voxels(self._class_weight(batch) * batch.sum_by_class(focal))
+
+    def _class_weight(self, batch: Batch) -> Tensor:
+        """α of each class, (K,)."""
+        if self.alpha is None:
+            alpha: tuple[float, ...] = (1.0,) * batch.num_classes
+        elif isinstance(self.alpha, (int, float)):
+            alpha = (1 - self.alpha,) + (self.alpha,) * (batch.num_classes - 1)
+        else:
+            alpha = self.alpha
+        if len(alpha) != batch.num_classes:
+            raise ValueError(f"alpha: has {len(alpha)} weights for {batch.num_classes} classes")
+        return constants(alpha, batch.error)
 
 
 class SymmetricFocalLoss(SegmentationLoss):
@@ -84,14 +83,6 @@ class SymmetricFocalLoss(SegmentationLoss):
     Args:
         delta: Weight of foreground voxels, 0 ≤ δ ≤ 1; > 0.5 penalises false negatives more.
         gamma: Focusing exponent, γ ≥ 0.
-        **options: regions, ignore_label, batch_dice, ddp; see :class:`SegmentationLoss`.
-
-    Shape:
-        logits (B, C, \*S), target (B, 1, \*S) or (B, \*S), with ``regions=True`` (B, C, \*S);
-        returns a scalar.
-
-    Raises:
-        TypeError, ValueError: An argument is out of range; see also :class:`SegmentationLoss`.
 
     Example:
         >>> import torch
@@ -104,6 +95,7 @@ class SymmetricFocalLoss(SegmentationLoss):
         (arXiv:2102.04525), modified focal loss L_mF, with the exponent γ of the authors' code.
     """
 
+    family = "distribution"
     paper = "Yeung 2021, arXiv:2102.04525"
     when = "Imbalance in both ways: rare foreground and many easy voxels."
     when_not = "Foreground is rare: its voxels are faded out like the easy background."
@@ -113,9 +105,11 @@ class SymmetricFocalLoss(SegmentationLoss):
         self.delta = check_number("delta", delta, maximum=1)
         self.gamma = check_number("gamma", gamma)
 
-    def evaluate(self, view: View) -> Tensor:
+    def evaluate(self, batch: Batch) -> Tensor:
         """Mean of w_t · (1 − p_t)^γ · CE."""
-        return view.mean_over_voxels(view.focal(self.gamma, weight=self.delta))
+        focal = focal_weight(batch.error, self.gamma) * batch.cross_entropy
+        weighted = torch.where(batch.foreground, self.delta * focal, (1 - self.delta) * focal)
+        return batch.mean_over_voxels(weighted)
 
 
 class AsymmetricFocalLoss(SegmentationLoss):
@@ -128,14 +122,6 @@ class AsymmetricFocalLoss(SegmentationLoss):
     Args:
         delta: Weight of foreground voxels, 0 ≤ δ ≤ 1; > 0.5 penalises false negatives more.
         gamma: Focusing exponent of the background, γ ≥ 0.
-        **options: regions, ignore_label, batch_dice, ddp; see :class:`SegmentationLoss`.
-
-    Shape:
-        logits (B, C, \*S), target (B, 1, \*S) or (B, \*S), with ``regions=True`` (B, C, \*S);
-        returns a scalar.
-
-    Raises:
-        TypeError, ValueError: An argument is out of range; see also :class:`SegmentationLoss`.
 
     Example:
         >>> import torch
@@ -149,6 +135,7 @@ class AsymmetricFocalLoss(SegmentationLoss):
         but the background is a rare class.
     """
 
+    family = "distribution"
     paper = "Yeung 2021, arXiv:2102.04525"
     when = "Rare foreground that must keep its full gradient while easy background fades."
     when_not = "Alone on tiny structures: nothing rewards overlap."
@@ -158,6 +145,8 @@ class AsymmetricFocalLoss(SegmentationLoss):
         self.delta = check_number("delta", delta, maximum=1)
         self.gamma = check_number("gamma", gamma)
 
-    def evaluate(self, view: View) -> Tensor:
+    def evaluate(self, batch: Batch) -> Tensor:
         """Mean of δ · CE on the foreground and (1 − δ) · (1 − p_t)^γ · CE on the background."""
-        return view.mean_over_voxels(view.focal(self.gamma, weight=self.delta, asymmetric=True))
+        focal = focal_weight(batch.error, self.gamma)
+        weight = torch.where(batch.foreground, self.delta, (1 - self.delta) * focal)
+        return batch.mean_over_voxels(weight * batch.cross_entropy)

@@ -1,13 +1,14 @@
-"""Losses of sensitivity and specificity."""
+"""The sensitivity-specificity loss."""
 
 from __future__ import annotations
 
 from torch import Tensor
 from typing_extensions import Unpack
 
-from nnunet_unifiedloss.losses.arguments import check_flag, check_number
 from nnunet_unifiedloss.losses.base import Options, SegmentationLoss
-from nnunet_unifiedloss.losses.view import View
+from nnunet_unifiedloss.losses.checks import check_flag, check_number
+from nnunet_unifiedloss.losses.functional import safe_divide
+from nnunet_unifiedloss.losses.probabilities import Batch
 
 
 class SensitivitySpecificityLoss(SegmentationLoss):
@@ -20,14 +21,6 @@ class SensitivitySpecificityLoss(SegmentationLoss):
         weight: w, share of the sensitivity, 0 ≤ w ≤ 1.
         smooth: s ≥ 0.
         include_background: Use the background class too.
-        **options: regions, ignore_label, batch_dice, ddp; see :class:`SegmentationLoss`.
-
-    Shape:
-        logits (B, C, \*S), target (B, 1, \*S) or (B, \*S), with ``regions=True`` (B, C, \*S);
-        returns a scalar.
-
-    Raises:
-        TypeError, ValueError: An argument is out of range; see also :class:`SegmentationLoss`.
 
     Example:
         >>> import torch
@@ -41,6 +34,7 @@ class SensitivitySpecificityLoss(SegmentationLoss):
         segmentation, MICCAI 2015, equation 5.
     """
 
+    family = "region"
     paper = "Brosch 2015, MICCAI"
     when = "Lesions in a large background, where sensitivity and specificity are the goal."
     when_not = "Many organs: unstable (Ma 2021)."
@@ -58,13 +52,13 @@ class SensitivitySpecificityLoss(SegmentationLoss):
         self.smooth = check_number("smooth", smooth)
         self.include_background = check_flag("include_background", include_background)
 
-    def evaluate(self, view: View) -> Tensor:
+    def evaluate(self, batch: Batch) -> Tensor:
         """Mean over classes of the weighted mean squared errors inside and outside."""
-        missed, claimed = (view.sum_by_batch(errors) for errors in view.squared_errors())
-        inside = view.sum_by_batch(view.class_voxels)
+        missed = batch.over_samples(batch.sum_by_class(batch.error.square()))
+        invented = batch.over_samples(batch.others.square().flatten(3).sum(3))
+        inside = batch.over_samples(batch.class_voxels)
         outside = inside.sum(2, keepdim=True) - inside
-        # where a class has no voxel, its sum of errors is 0 as well
-        sensitivity = missed / (inside + self.smooth).clamp_min(1e-12)
-        specificity = claimed / (outside + self.smooth).clamp_min(1e-12)
+        sensitivity = safe_divide(missed, inside + self.smooth)
+        specificity = safe_divide(invented, outside + self.smooth)
         loss = self.weight * sensitivity + (1 - self.weight) * specificity
-        return view.mean_over_classes(loss if self.include_background else loss[..., 1:])
+        return batch.mean_over_classes(loss if self.include_background else loss[..., 1:])

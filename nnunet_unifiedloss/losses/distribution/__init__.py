@@ -1,1 +1,0 @@
-"""Losses of the voxels' distribution: cross entropy and its relatives."""

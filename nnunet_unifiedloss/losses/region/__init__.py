@@ -1,1 +1,0 @@
-"""Losses of the overlap of prediction and reference."""
