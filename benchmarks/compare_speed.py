@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from results_folder import TWO_LABELS, ResultsFolder, ball
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from tests.helpers.results_folder import TWO_LABELS, ResultsFolder, ball
 
 TRAINERS = ("", "Dice", "Tversky", "Focal", "FocalTversky", "UnifiedFocal", "Jaccard", "Combo")
 

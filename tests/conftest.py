@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ import torch
 
 from nnunet_unifiedloss.discovery import trainers_folder
 
-sys.path.insert(0, str(Path(__file__).parent))
 # nnU-Net reads it when imported; each process of a validation would import PyTorch anew
 os.environ.setdefault("nnUNet_def_n_proc", "1")
 torch.set_num_threads(1)  # the tensors are small: threads would only wait for each other

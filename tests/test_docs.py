@@ -15,7 +15,12 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 import torch
-from documentation import (
+from packaging.version import Version
+
+from nnunet_unifiedloss import losses, naming
+from nnunet_unifiedloss.cli import main
+from nnunet_unifiedloss.cli.program import COMMANDS as COMMANDS_OF_OURS
+from tests.helpers.documentation import (
     ROOT,
     WrongCommandError,
     anchors,
@@ -25,12 +30,7 @@ from documentation import (
     known_flags,
     links,
 )
-from packaging.version import Version
-from results_folder import PLAIN, ResultsFolder, ball
-
-from nnunet_unifiedloss import losses, naming
-from nnunet_unifiedloss.cli import main
-from nnunet_unifiedloss.cli.program import COMMANDS as COMMANDS_OF_OURS
+from tests.helpers.results_folder import PLAIN, ResultsFolder, ball
 
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
@@ -88,7 +88,7 @@ def test_commands_are_accepted_by_their_programs(command):
         "python docs/numerics.py --check",
         "pytest -m fast",
         "pytest tests/test_nothing.py",
-        'pytest tests/test_comparison.py -k "equal_trainers or nothing_at_all"',
+        'pytest tests/compare/test_comparison.py -k "equal_trainers or nothing_at_all"',
         "pip install nnunet-unified-loss",
         "pip install 'nnunet-unifiedloss[cuda]'",
         "frobnicate --all",
@@ -135,7 +135,7 @@ def test_flags_in_the_text_exist(page):
 
 @pages
 def test_files_in_the_text_exist(page):
-    folders = "benchmarks|docs|nnunet_unifiedloss|tests|trainers"
+    folders = "benchmarks|docs|examples|nnunet_unifiedloss|tests|tools|trainers"
     for path in re.findall(rf"(?<![\w./-])((?:{folders})/[\w./*-]*\w)", TEXTS[page]):
         assert list(ROOT.glob(path)), path
 
@@ -242,9 +242,10 @@ def test_the_numbers_beside_those_of_others_are_ours(monkeypatch):
     assert numerics.absent_class() in page
 
 
-def test_the_supported_versions_are_those_that_were_measured():
+def test_the_supported_versions_are_those_that_were_measured(monkeypatch):
     """A lower bound that is changed without a measurement, or a failed one, shows here."""
     pytest.importorskip("tomllib", reason="Python 3.11")
+    monkeypatch.syspath_prepend(ROOT / "tools")
     import versions
 
     page = (ROOT / "docs" / "versions.md").read_text(encoding="utf-8")

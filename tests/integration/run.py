@@ -16,9 +16,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from integration.checks import (
+from nnunet_unifiedloss import discovery
+from nnunet_unifiedloss.cli.arguments import positive
+from nnunet_unifiedloss.files import write_atomically
+from nnunet_unifiedloss.probe import check_trainers
+from nnunet_unifiedloss.processes import termination_as_exception
+from nnunet_unifiedloss.trainings import read_json, state
+from tests.integration.checks import (
     check_dice,
     check_information,
     check_predictions,
@@ -27,7 +33,7 @@ from integration.checks import (
     constant_dice,
     predicted_labels,
 )
-from integration.suite import (
+from tests.integration.suite import (
     CONFIGURATIONS,
     DATASETS,
     OWN_PLANS,
@@ -36,12 +42,6 @@ from integration.suite import (
     StepFailedError,
     Suite,
 )
-from nnunet_unifiedloss import discovery
-from nnunet_unifiedloss.cli.arguments import positive
-from nnunet_unifiedloss.files import write_atomically
-from nnunet_unifiedloss.probe import check_trainers
-from nnunet_unifiedloss.processes import termination_as_exception
-from nnunet_unifiedloss.trainings import read_json, state
 
 TRAINER = "nnUNetTrainerUnifiedFocal_delta0.9_gamma0.1_NoMirroring_lr0.03_5epochs_30iters"
 FAILURES = (StepFailedError, ValueError, OSError)  # of a step; the other data sets go on

@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_workspace import Workspace
-
 from nnunet_unifiedloss.files import write_atomically
 from nnunet_unifiedloss.processes import console_script
 from nnunet_unifiedloss.trainings import Training, read_json
+from tests.helpers.nnunet_workspace import Workspace
 
 SOURCE = "Dataset004_Hippocampus"
 # as the Medical Segmentation Decathlon spells them, and nnU-Net's script for 998

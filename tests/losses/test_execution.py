@@ -1,0 +1,199 @@
+"""How the losses run: without synchronisation, compiled, and on several ranks."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import tempfile
+import warnings
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import distributed
+
+from nnunet_unifiedloss import losses
+from tests.helpers.batches import make_batch, options
+from tests.helpers.table import TABLE, every_loss, every_mode, parameter_sets
+
+MODES = list(itertools.product([False, True], [False, True]))  # regions, ignore
+
+
+@every_loss
+@every_mode
+@pytest.mark.parametrize("ignore", [False, True], ids=["all", "ignore"])
+@pytest.mark.parametrize("batch_dice", [False, True], ids=["sample", "batch"])
+def test_nothing_synchronises_or_leaves_the_device(name, regions, ignore, batch_dice):
+    """Tensors on the meta device hold no values: whatever asked for one would raise."""
+    logits, target = make_batch(regions=regions, ignore=ignore, dims=3)
+    logits = logits.detach().float().to("meta").requires_grad_()
+    for parameters in parameter_sets(name, regions=regions, dims=3):
+        loss = getattr(losses, name)(
+            **parameters, **options(regions=regions, ignore=ignore, batch_dice=batch_dice)
+        )
+        value = loss(logits, target.to("meta"))
+        (grad,) = torch.autograd.grad(value, logits)
+        assert value.device.type == grad.device.type == "meta"
+
+
+def assert_compiles(name, regions, ignore, backend, device="cpu"):
+    if not getattr(losses, name).compiles:
+        pytest.skip("distance transforms are not compiled")
+    logits, target = make_batch(regions=regions, ignore=ignore, dims=3, dtype=torch.float32)
+    logits, target = logits.detach().to(device).requires_grad_(), target.to(device)
+    loss = getattr(losses, name)(**options(regions=regions, ignore=ignore))
+    torch._dynamo.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        compiled = torch.compile(loss, fullgraph=True, backend=backend)
+        value = compiled(logits, target)
+        (grad,) = torch.autograd.grad(value, logits)
+    expected = loss(logits, target)
+    (expected_grad,) = torch.autograd.grad(expected, logits)
+    torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(
+        grad, expected_grad, rtol=1e-4, atol=1e-6 * expected_grad.abs().max().item()
+    )
+
+
+@every_loss
+@every_mode
+@pytest.mark.parametrize("ignore", [False, True], ids=["all", "ignore"])
+def test_compiles_as_one_graph(name, regions, ignore):
+    assert_compiles(name, regions, ignore, "aot_eager")
+
+
+@pytest.mark.parametrize(("regions", "ignore"), MODES)
+def test_compiled_to_machine_code(regions, ignore):
+    assert_compiles("UnifiedFocalLoss", regions, ignore, "inductor")
+
+
+FUNCTIONS = [
+    function
+    for function in torch.autograd.Function.__subclasses__()
+    if function.__module__.startswith("nnunet_unifiedloss.")
+]
+
+
+def refuses_written_outputs(function, called):
+    """Its forward pass; no output of it with a gradient may be a tensor written in place."""
+    forward = function.forward
+
+    def checked(ctx, *arguments):
+        outputs = forward(ctx, *arguments)
+        constant = [id(tensor) for tensor in getattr(ctx, "non_differentiable", None) or ()]
+        for output in outputs if isinstance(outputs, tuple) else (outputs,):
+            unwritten = output._version == 0 or output._is_view() or id(output) in constant
+            assert unwritten, function
+        called.add(function)
+        return outputs
+
+    return staticmethod(checked)
+
+
+def test_outputs_written_in_place_are_returned_as_views(monkeypatch, tmp_path):
+    """PyTorch 2.11 compiles others without their gradient."""
+    called = set()
+    for function in FUNCTIONS:
+        monkeypatch.setattr(function, "forward", refuses_written_outputs(function, called))
+    rendezvous = f"file://{tmp_path}/rendezvous"
+    distributed.init_process_group("gloo", init_method=rendezvous, rank=0, world_size=1)
+    try:
+        for (regions, ignore), name in itertools.product(MODES, TABLE):
+            logits, target = make_batch(regions=regions, ignore=ignore)
+            mode = options(regions=regions, ignore=ignore, batch_dice=True, ddp=True)
+            getattr(losses, name)(**mode)(logits, target)
+    finally:
+        distributed.destroy_process_group()
+    assert called == set(FUNCTIONS)
+
+
+@pytest.mark.slow
+@every_loss
+@pytest.mark.parametrize(("regions", "ignore"), MODES)
+def test_every_loss_compiled_to_machine_code(name, regions, ignore):
+    assert_compiles(name, regions, ignore, "inductor")
+
+
+def evaluate(name, regions, ignore, batch_dice, ddp, samples):
+    """Value and gradient on some samples of a batch of three, one of which has no foreground."""
+    logits, target = make_batch(regions=regions, ignore=ignore, batch=3)
+    target[0, : 3 if regions else 1][target[0, : 3 if regions else 1] == 1] = 0
+    logits = logits.detach()[samples].requires_grad_()
+    arguments = options(regions=regions, ignore=ignore, batch_dice=batch_dice, ddp=ddp)
+    value = getattr(losses, name)(**arguments)(logits, target[samples])
+    (grad,) = torch.autograd.grad(value, logits)
+    return value.item(), grad
+
+
+PER_RANK = {"LovaszLoss"}  # it sorts the voxels of its own rank
+
+CASES = [
+    (name, *mode, batch_dice)
+    for name in sorted(TABLE)
+    if name not in PER_RANK
+    for mode in MODES
+    for batch_dice in (False, True)
+]
+
+
+def run_rank(rank, folder, cases):
+    """What one of two ranks gets; the first has two samples of three, the other one."""
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
+    samples = [slice(0, 2), slice(2, 3)][rank]
+    results = [evaluate(*case, True, samples) for case in cases]
+    torch.save(results, os.path.join(folder, f"{rank}.pt"))
+    distributed.destroy_process_group()
+
+
+def test_two_ranks_give_the_value_and_gradient_of_one():
+    """The gradients of the ranks are averaged, as DistributedDataParallel does."""
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(run_rank, args=(folder, CASES), nprocs=2)
+        ranks = [torch.load(os.path.join(folder, f"{rank}.pt")) for rank in range(2)]
+    for case, (value0, grad0), (value1, grad1) in zip(CASES, *ranks, strict=True):
+        value, grad = evaluate(*case, False, slice(0, 3))
+        assert value0 == pytest.approx(value, rel=1e-10), case
+        assert value1 == pytest.approx(value, rel=1e-10), case
+        averaged = torch.cat([grad0, grad1]) / 2
+        torch.testing.assert_close(
+            averaged, grad, rtol=1e-8, atol=1e-14, msg=lambda m, c=case: f"{c} {m}"
+        )
+
+
+def run_compiled_rank(rank, folder):
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
+    logits, target = make_batch(ignore=True, batch=2)
+    logits, target = logits.detach()[[rank]].requires_grad_(), target[[rank]]
+    loss = losses.UnifiedFocalLoss(**options(ignore=True, batch_dice=True, ddp=True))
+    results = []
+    for function in (loss, torch.compile(loss, backend="aot_eager")):
+        value = function(logits, target)
+        results.append((value.item(), torch.autograd.grad(value, logits)[0]))
+    torch.save(results, os.path.join(folder, f"{rank}.pt"))
+    distributed.destroy_process_group()
+
+
+def test_compiled_on_two_ranks():
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(run_compiled_rank, args=(folder,), nprocs=2)
+        for rank in range(2):
+            (value, grad), (compiled_value, compiled_grad) = torch.load(
+                os.path.join(folder, f"{rank}.pt")
+            )
+            assert compiled_value == pytest.approx(value, rel=1e-10)
+            torch.testing.assert_close(compiled_grad, grad, rtol=1e-8, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", sorted(set(TABLE) - PER_RANK))
+def test_ddp_without_a_process_group_is_refused(name):
+    logits, target = make_batch()
+    loss = getattr(losses, name)(batch_dice=True, ddp=True)
+    with pytest.raises(ValueError, match=r"ddp=True.*init_process_group"):
+        loss(logits, target)

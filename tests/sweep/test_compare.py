@@ -1,0 +1,82 @@
+"""What a sweep says and does when all is done: the real comparison, on made-up results."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from nnunet_unifiedloss import discovery
+from nnunet_unifiedloss.cli import main
+from tests.helpers.results_folder import PLAIN, ResultsFolder, lesions, shifted
+
+TRAINERS = {"nnUNetTrainerTversky": 1, "nnUNetTrainer": 2}
+CASES = 10
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch) -> Path:
+    """Data set 4 with two configurations and data set 5 with one, all trained."""
+    for number, configurations in ((4, ["2d", "3d_fullres"]), (5, ["2d"])):
+        made = ResultsFolder(tmp_path, PLAIN, f"Dataset{number:03d}_Made")
+        references = {name: case > 0 for name, case in lesions(CASES).items()}
+        made.add_cases({name: case.astype("uint8") for name, case in references.items()})
+        _preprocess(made.path("nnUNet_preprocessed"), sorted(references), configurations)
+        for configuration in configurations:
+            for trainer, steps in TRAINERS.items():
+                for fold in range(2):
+                    cases = sorted(references)[fold::2]
+                    made.add_training(trainer, cases, shifted(steps), fold, configuration)
+    for name, value in made.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv(discovery.VARIABLE, str(discovery.trainers_folder()))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def _preprocess(folder: Path, cases: list[str], configurations: list[str]) -> None:
+    for name in configurations:
+        (folder / f"nnUNetPlans_{name}").mkdir()
+        for case in cases:
+            (folder / f"nnUNetPlans_{name}" / f"{case}.pkl").touch()
+    plans = {"configurations": {name: {} for name in configurations}}
+    (folder / "nnUNetPlans.json").write_text(json.dumps(plans))
+    (folder / "dataset.json").write_text(json.dumps({"file_ending": ".nii.gz"}))
+
+
+def sweep(configurations: str, *flags: str) -> int:
+    # names that are given twice are done once
+    matrix = f"-d 4 5 Dataset004_Made -c {configurations} -tr {' '.join(TRAINERS)} -f 0 1 01"
+    return main(["sweep", *matrix.split(), *flags])
+
+
+def test_one_comparison_of_the_trainers_for_each_configuration(folders, capfd):
+    assert sweep("2d 3d_fullres 2d", "--compare", "-o", "my report") == 0
+    shown = capfd.readouterr().out
+    common = f"-tr {' '.join(TRAINERS)} -f 0 1"
+    for name, datasets in {
+        "nnUNetPlans__2d": ["Dataset004_Made", "Dataset005_Made"],
+        "nnUNetPlans__3d_fullres": ["Dataset004_Made"],  # 5 has no such configuration
+    }.items():
+        folder = Path("my report") / name
+        configuration = name.partition("__")[2]
+        assert (
+            f"nnunet-unifiedloss compare -d {' '.join(datasets)} -c {configuration} {common} "
+            f"-o '{folder}'\n"
+        ) in shown
+        assert (folder / "report.html").is_file()
+        with (folder / "cases.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert {row["dataset"] for row in rows} == set(datasets)
+        assert {row["trainer"] for row in rows} == set(TRAINERS)
+        assert {row["configuration"] for row in rows} == {configuration}
+
+
+def test_a_report_that_could_not_be_written_is_refused_before_anything_is_trained(folders, capfd):
+    Path("file").touch()
+    assert sweep("2d", "--compare", "-o", "file/report") == 1
+    shown = capfd.readouterr()
+    assert "file is a file, not a folder for a report; remedy: another -o" in shown.err
+    assert "done" not in shown.out
