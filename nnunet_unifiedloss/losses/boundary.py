@@ -11,7 +11,11 @@ from typing_extensions import Unpack
 
 from nnunet_unifiedloss.losses.base import Options, SegmentationLoss
 from nnunet_unifiedloss.losses.checks import check_count, check_flag, check_number, check_spacing
-from nnunet_unifiedloss.losses.distance import squared_distance, squared_distance_to_other_side
+from nnunet_unifiedloss.losses.distance import (
+    squared_distance,
+    squared_distance_to_other_side,
+    voxel_size,
+)
 from nnunet_unifiedloss.losses.functional import safe_divide
 from nnunet_unifiedloss.losses.probabilities import Batch, per_voxel
 
@@ -230,11 +234,10 @@ class ShapeAwareLoss(SegmentationLoss):
             reference = batch.one_hot.int().argmax(2)
             wrong = (predicted != reference) & batch.counted
             curve, reference_curve = (_curve(x, batch.counted) for x in (predicted, reference))
-            to_reference = squared_distance(
-                ~reference_curve & batch.counted, reference_curve, batch, self.spacing
-            ).sqrt()
+            size, dtype = voxel_size(batch, self.spacing), batch.error.dtype
+            squared = squared_distance(~reference_curve & batch.counted, reference_curve, size, dtype)
             length = curve.flatten(2).sum(2).clamp_min(1)
-            mean_distance = (to_reference * curve).flatten(2).sum(2) / length
+            mean_distance = (squared.sqrt() * curve).flatten(2).sum(2) / length
             penalty = wrong * per_voxel(mean_distance, wrong)
         return batch.mean_over_voxels((1 + penalty) * batch.cross_entropy)
 
@@ -276,8 +279,9 @@ class DistancePenalizedCrossEntropyLoss(SegmentationLoss):
 
     def evaluate(self, batch: Batch) -> Tensor:
         """Mean of (1 + φ) · CE."""
-        mask = batch.one_hot
-        squared = squared_distance(mask, ~mask & batch.counted[:, :, None], batch, self.spacing)
+        mask, size = batch.one_hot, voxel_size(batch, self.spacing)
+        others = ~mask & batch.counted[:, :, None]
+        squared = squared_distance(mask, others, size, batch.error.dtype)
         nearest = squared.sum(2)  # a voxel is in one class
         penalty = torch.where(nearest > 0, nearest, torch.inf).rsqrt()
         return batch.mean_over_voxels((1 + penalty) * batch.cross_entropy)

@@ -24,50 +24,62 @@ _LARGEST_BLOCK = 2**24  # numbers that the transform on a device holds at a time
 def squared_distance_to_other_side(
     mask: Tensor, batch: Batch, spacing: tuple[float, ...] | None
 ) -> Tensor:
-    """Squared distance of each voxel that counts to the other side of the mask's boundary.
+    """Squared distance of every voxel to the other side of the boundary of a mask (B, G, K, *S).
 
-    Arguments and result are those of :func:`squared_distance`.
+    It is 0 for ignored voxels, which are on neither side, and for an empty or full mask. For
+    ``spacing`` see :func:`voxel_size`.
     """
-    complement = ~mask & batch.counted[:, :, None]
-    return squared_distance(mask, complement, batch, spacing) + squared_distance(
-        complement, mask, batch, spacing
-    )
+    complement, size = ~mask & batch.counted[:, :, None], voxel_size(batch, spacing)
+    inside = squared_distance(mask, complement, size, batch.error.dtype)
+    return inside + squared_distance(complement, mask, size, batch.error.dtype)
 
 
-@torch.no_grad()
-def squared_distance(
-    of: Tensor, to: Tensor, batch: Batch, spacing: tuple[float, ...] | None
-) -> Tensor:
-    """Squared distance of some voxels to the nearest of others.
+def voxel_size(batch: Batch, spacing: tuple[float, ...] | None) -> tuple[float, ...]:
+    """Size of the batch's voxels along each spatial axis.
 
     Args:
-        of: Voxels whose distance is asked for, booleans (…, *S).
-        to: Voxels to measure to, booleans of the same shape.
-        batch: The batch that they belong to.
-        spacing: Size of the image's voxels along each spatial axis, or None for 1.
-
-    Returns:
-        The shape of the masks; 0 for all other voxels, and where there is nothing to measure to.
+        batch: The batch; outputs of deep supervision have larger voxels than the image.
+        spacing: Size of the image's voxels, or None for distances in voxels of the batch.
 
     Raises:
         ValueError: ``spacing`` does not have one number for each spatial axis.
     """
     axes = batch.error.ndim - 2
-    size = spacing or (1.0,) * axes
-    if len(size) != axes:
+    if spacing is None:
+        return (1.0,) * axes
+    if len(spacing) != axes:
         raise ValueError(
-            f"spacing: has {len(size)} numbers for images of {axes} axes, got {spacing}"
+            f"spacing: has {len(spacing)} numbers for images of {axes} axes, got {spacing}"
         )
-    if spacing and batch.zoom:
-        size = tuple(one * zoom for one, zoom in zip(size, batch.zoom, strict=True))
-    dtype = batch.error.dtype
-    if of.device.type != "cpu":
+    return tuple(size * zoom for size, zoom in zip(spacing, batch.zoom or (1,) * axes, strict=True))
+
+
+@torch.no_grad()
+def squared_distance(of: Tensor, to: Tensor, size: tuple[float, ...], dtype: torch.dtype) -> Tensor:
+    """Squared distance of some voxels to the nearest of others.
+
+    Args:
+        of: Voxels whose distance is asked for, booleans (…, *S).
+        to: Voxels to measure to, booleans of the same shape.
+        size: Size of a voxel along each spatial axis.
+        dtype: Of the distances.
+
+    Returns:
+        The shape of the masks; 0 for all other voxels, and where there is nothing to measure to.
+    """
+    if not _has_values(of):
         return _on_a_device(of, to, size, dtype)
     result = torch.zeros(of.shape, dtype=dtype)
-    images = (values.flatten(0, -1 - axes).numpy() for values in (of, to, result))
+    images = (values.flatten(0, -1 - len(size)).numpy() for values in (of, to, result))
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         list(threads.map(partial(_of_image, size), *images))
     return result
+
+
+def _has_values(tensor: Tensor) -> bool:
+    """Whether NumPy can read a tensor: not on a device, compiled, or in torch.func's transforms."""
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not wrapped
 
 
 def _of_image(size: tuple[float, ...], of: Mask, to: Mask, result: Map) -> None:
@@ -171,11 +183,12 @@ def _largest(values: Map, infinity: float) -> float:
 
 def _on_a_device(of: Tensor, to: Tensor, size: tuple[float, ...], dtype: torch.dtype) -> Tensor:
     """Squared distance in all images at once, by a minimum over the lines of each axis in turn."""
-    squared = _along_first_axis(to, size[0], dtype)
-    for axis, step in enumerate(size[1:], start=4):
+    first = to.ndim - len(size)
+    squared = _along_axis(to, first, size[0], dtype)
+    for axis, step in enumerate(size[1:], start=first + 1):
         length = squared.shape[axis]
-        position = torch.arange(length, dtype=dtype, device=to.device).mul_(step)
-        along = (position[:, None] - position).square_()
+        position = torch.arange(length, dtype=dtype, device=to.device) * step
+        along = (position[:, None] - position).square()
         lines = squared.movedim(axis, -1)
         blocks = torch.split(lines.reshape(-1, length), max(1, _LARGEST_BLOCK // length**2))
         minima = torch.cat([(block[:, None] + along).amin(-1) for block in blocks])
@@ -183,10 +196,10 @@ def _on_a_device(of: Tensor, to: Tensor, size: tuple[float, ...], dtype: torch.d
     return squared.masked_fill(~of | squared.isinf(), 0).contiguous()
 
 
-def _along_first_axis(to: Tensor, step: float, dtype: torch.dtype) -> Tensor:
-    """Squared distance to the nearest voxel of a mask along the first spatial axis."""
-    position = torch.arange(to.shape[3], dtype=dtype, device=to.device).mul_(step)
-    position = position.view(-1, *(1 for _ in to.shape[4:]))
-    before = torch.where(to, position, -torch.inf).cummax(3).values
-    after = torch.where(to, position, torch.inf).flip(3).cummin(3).values.flip(3)
-    return torch.minimum(position - before, after - position).square_()
+def _along_axis(to: Tensor, axis: int, step: float, dtype: torch.dtype) -> Tensor:
+    """Squared distance to the nearest voxel of a mask along an axis."""
+    position = torch.arange(to.shape[axis], dtype=dtype, device=to.device) * step
+    position = position.view(-1, *(1 for _ in to.shape[axis + 1 :]))
+    before = torch.where(to, position, -torch.inf).cummax(axis).values
+    after = torch.where(to, position, torch.inf).flip(axis).cummin(axis).values.flip(axis)
+    return torch.minimum(position - before, after - position).square()

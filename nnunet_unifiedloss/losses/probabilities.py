@@ -14,8 +14,8 @@ it adds nothing to a sum of errors. Wherever voxels themselves are counted, it i
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from functools import cached_property
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ __all__ = [
     "Batch",
     "Counts",
 ]
+
+Value = TypeVar("Value")
 
 _SATURATED_LOGIT = 1e4  # its sigmoid is exactly 1 in every dtype, and has no gradient
 
@@ -101,6 +103,22 @@ class SoftmaxSplit(torch.autograd.Function):
         return gradient.scatter_(1, label, -of_truth).to(ctx.dtype), None, None
 
 
+def computed_once(compute: Callable[[Any], Value]) -> Value:
+    """Make a method a property that is computed once, however many terms of a loss use it.
+
+    functools.cached_property takes a lock before Python 3.12, which torch.compile refuses.
+    """
+    name = f"_{compute.__name__}_once"
+
+    def get(self: Batch) -> Value:
+        if not hasattr(self, name):
+            setattr(self, name, compute(self))
+        value: Value = getattr(self, name)
+        return value
+
+    return property(get, doc=compute.__doc__)  # type: ignore[return-value]
+
+
 class Batch(ABC):
     """Prediction and reference of one batch: a ``LabelBatch`` or a ``RegionBatch``.
 
@@ -150,7 +168,7 @@ class Batch(ABC):
         """|y − p| of every class, 0 where ignored, (B, G, K, *S)."""
         return torch.where(self.one_hot, self.error[:, :, None], self.others)
 
-    @cached_property
+    @computed_once
     def one_hot(self) -> Tensor:
         """The reference y: True for the true class of a voxel that counts, (B, G, K, *S)."""
         classes = torch.arange(self.num_classes, device=self.truth.device)
@@ -169,7 +187,7 @@ class Batch(ABC):
             return torch.ones_like(self.truth[:, :1], dtype=torch.bool)
         return ~self.ignored
 
-    @cached_property
+    @computed_once
     def counts(self) -> Counts:
         """Soft true positives, false positives and false negatives.
 
@@ -182,7 +200,7 @@ class Batch(ABC):
         ]
         return Counts(*self.over_samples(torch.stack(counts, 1)).unbind(1))
 
-    @cached_property
+    @computed_once
     def class_voxels(self) -> Tensor:
         """Number of voxels of each class that count, (B, G, K)."""
         return self.sum_by_class(self.counted.to(self.error.dtype).expand_as(self.error))

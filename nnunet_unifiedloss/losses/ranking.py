@@ -16,7 +16,9 @@ _DIGIT = 11  # bits that one pass of weights_of_largest looks at
 _CONCURRENT = 64  # histograms that a GPU fills side by side, so that few additions collide
 
 
-def histogram(index: Tensor, bins: int, rows: int, counted: Tensor) -> Tensor:
+def histogram(
+    index: Tensor, bins: int, rows: int, counted: Tensor, copies: int | None = None
+) -> Tensor:
     """Count the elements of each bin, (rows, bins), as int32.
 
     Args:
@@ -24,8 +26,10 @@ def histogram(index: Tensor, bins: int, rows: int, counted: Tensor) -> Tensor:
         bins: Number of bins of a row.
         rows: Number of rows.
         counted: True for the elements that count, broadcastable to the shape of ``index``.
+        copies: Number of histograms to fill side by side; by default what is fast on the device.
     """
-    copies = 1 if index.device.type == "cpu" else max(_CONCURRENT // rows, 1)
+    if copies is None:
+        copies = 1 if index.device.type == "cpu" else copies_on_a_gpu(rows)
     flat, size = index.flatten(), rows * bins
     if copies > 1:
         position = torch.arange(flat.shape[0], dtype=flat.dtype, device=flat.device)
@@ -33,6 +37,11 @@ def histogram(index: Tensor, bins: int, rows: int, counted: Tensor) -> Tensor:
     counts = torch.zeros(copies * size, dtype=torch.int32, device=index.device)
     counts = counts.index_add(0, flat, counted.int().expand(index.shape).flatten())
     return counts.view(copies, rows, bins).sum(0, dtype=torch.int32)
+
+
+def copies_on_a_gpu(rows: int) -> int:
+    """Number of histograms in which additions to one bin rarely wait for each other."""
+    return max(_CONCURRENT // rows, 1)
 
 
 @torch.no_grad()

@@ -83,7 +83,7 @@ class StructuralSimilarityLoss(SegmentationLoss):
     def _standardise(self, values: Tensor, batch: Batch) -> Tensor:
         """(v − μ + c) / (σ + c) of values (B, G, K, *S)."""
         counted = batch.counted[:, :, None].to(values.dtype)
-        total = window_sum(counted, self.window)
+        total = window_sum(counted, self.window).clamp_min(1)  # where a voxel counts, it is ≥ 1
         values = (values - 0.5) * counted  # around 0 the variance has more digits
         mean = window_sum(values, self.window) / total
         variance = window_sum(values.square(), self.window) / total - mean.square()

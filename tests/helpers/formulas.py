@@ -234,6 +234,7 @@ def generalized_dice_of_group(group, batch_dice, smooth, include_background):
         weights = np.zeros(volume.size)
         weights[volume > 0] = volume[volume > 0] ** -2
         weights[volume == 0] = weights.max()
+        weights = weights / weights.max() if weights.any() else np.ones(volume.size)
         overlap = 2 * (weights * tp[first:]).sum() + smooth
         total = (weights * (2 * tp + fp + fn)[first:]).sum() + smooth
         losses.append(1 - overlap / total if total else 0.0)

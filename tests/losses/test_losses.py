@@ -242,16 +242,36 @@ def test_delta_above_a_half_favours_sensitivity(name, weight, regions):
 
 @every_loss
 @every_mode
-def test_second_derivatives_are_refused_rather_than_wrong(name, regions):
+def test_second_derivatives_are_right(name, regions):
+    logits, target = make_batch(regions=regions, ignore=True, batch=1)
+    logits = logits.detach()[..., :3, :2].clone().requires_grad_()
+    loss = build(name, **options(regions=regions, ignore=True))
+    assert torch.autograd.gradgradcheck(
+        lambda x: loss(x, target[..., :3, :2]), (logits,), atol=1e-5, rtol=1e-3
+    )
+
+
+@every_loss
+@every_mode
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_function_transforms_agree_with_autograd(name, regions):
+    """torch.func.grad of the batch, and vmap over its samples."""
     logits, target = make_batch(regions=regions)
     loss = build(name, regions=regions)
-    weight = torch.ones((), dtype=logits.dtype, requires_grad=True)
-    for value, of in (
-        (loss(logits, target), logits),
-        (loss((weight * logits).tanh(), target), weight),
-    ):
-        with pytest.raises(RuntimeError, match="no second derivatives"):
-            torch.autograd.grad(value, of, create_graph=True)
+    (expected,) = torch.autograd.grad(loss(logits, target), logits)
+    logits = logits.detach()
+    torch.testing.assert_close(torch.func.grad(loss)(logits, target), expected)
+
+    def of_sample(x, y):
+        return loss(x[None], y[None])
+
+    values = torch.func.vmap(of_sample)(logits, target)
+    gradients = torch.func.vmap(torch.func.grad(of_sample))(logits, target)
+    for i in range(len(logits)):
+        x = logits[i : i + 1].requires_grad_()
+        value = loss(x, target[i : i + 1])
+        torch.testing.assert_close(values[i], value)
+        torch.testing.assert_close(gradients[i : i + 1], torch.autograd.grad(value, x)[0])
 
 
 def test_repr_names_every_parameter():

@@ -1,4 +1,4 @@
-"""The Lovász loss of large images, whose errors are put in order by their leading digits only."""
+"""The Lovász loss of large images, whose errors are sorted by their leading digits only."""
 
 from __future__ import annotations
 
@@ -6,26 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_unifiedloss.losses import LovaszLoss
-from nnunet_unifiedloss.losses.region.lovasz import loops, maps
-from nnunet_unifiedloss.losses.region.lovasz import loss as lovasz
-from tests.helpers.batches import make_batch, options
+from nnunet_unifiedloss.losses import LovaszLoss, lovasz, ranking
 
 
-def in_order(errors, mask):
-    """The steps of one class, every voxel in its place."""
-    return maps.steps_of_class(errors, mask)
-
-
-def by_levels(errors, mask, by=maps):
-    """The steps of the second of two classes, the first one's weight being 0."""
-    weights = torch.tensor([[0.0, 1.0]], dtype=errors.dtype)
-    error, truth = errors[None, None], mask.int()[None, None]
-    (steps,) = by.of_two_classes(error, truth, weights)
-    return steps[0, 0]
-
-
-either = pytest.mark.parametrize("by", [maps, loops], ids=["maps", "loops"])
+def increments(compute, errors, mask):
+    """The increments of one class, all of whose voxels count."""
+    counted = torch.ones(len(errors), dtype=torch.bool)
+    return compute(errors[None, None], mask[None, None], counted)[0, 0]
 
 
 def extension(errors, mask):
@@ -59,7 +46,7 @@ def test_large_images_agree_with_the_definition(regions, scale, space):
 
 @pytest.mark.parametrize("regions", [False, True])
 def test_the_value_of_millions_of_voxels_keeps_its_digits(regions):
-    """Every error is ½, whose steps add up to 1; in one sum after the other they would not."""
+    """Every error is ½ and the increments add up to 1, unless a running sum rounds them."""
     logits, target = (
         torch.zeros(1, 1 if regions else 2, 256, 128, 128),
         torch.zeros(1, 1, 256, 128, 128),
@@ -97,79 +84,65 @@ def test_levels_change_the_loss_and_its_gradient_little(monkeypatch, classes, re
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_slopes_by_levels_are_close_to_those_in_order(dtype):
+def test_increments_by_levels_are_close_to_those_by_sorting(dtype):
     generator = torch.Generator().manual_seed(0)
     mask = torch.rand(100_000, generator=generator) < 0.05
     errors = torch.rand(mask.shape, generator=generator, dtype=dtype) ** 3
-    exact, quick = (f(errors, mask) for f in (in_order, by_levels))
+    exact, quick = (increments(f, errors, mask) for f in (lovasz.by_sorting, lovasz.by_levels))
     assert quick.sum().item() == pytest.approx(1, rel=1e-5)
     assert (quick - exact).norm() < 0.01 * exact.norm()
 
 
-@either
-def test_levels_of_one_voxel_give_the_exact_slopes(by):
+def test_levels_of_one_voxel_give_the_exact_increments():
     errors, mask = torch.linspace(0.1, 1, 50), torch.arange(50) % 3 == 0
-    torch.testing.assert_close(by_levels(errors, mask, by), in_order(errors, mask))
+    exact, quick = (increments(f, errors, mask) for f in (lovasz.by_sorting, lovasz.by_levels))
+    torch.testing.assert_close(quick, exact)
 
 
-@either
 @pytest.mark.parametrize("value", [0.0, 1e-30, 0.5, 1.0])
-def test_equal_errors_share_their_steps(value, by):
+def test_equal_errors_share_their_increments(value):
     mask = torch.tensor([True, False, True, False, False])
-    steps = by_levels(torch.full((5,), value), mask, by)
+    found = increments(lovasz.by_levels, torch.full((5,), value), mask)
     # the mean of the mask's voxels first, 1/2 each and nothing, and last, 1/5 each and 1/5 in all
     expected = torch.where(mask, (1 / 2 + 1 / 5) / 2, (0 + (1 - 2 / 5) / 3) / 2)
-    torch.testing.assert_close(steps, expected)
+    torch.testing.assert_close(found, expected)
 
 
-@either
-def test_no_voxel_in_the_mask_gives_no_nan(by):
-    assert by_levels(torch.zeros(3), torch.zeros(3, dtype=torch.bool), by).isfinite().all()
+@pytest.mark.parametrize("compute", [lovasz.by_sorting, lovasz.by_levels])
+def test_no_voxel_in_the_mask_gives_no_nan(compute):
+    assert increments(compute, torch.zeros(3), torch.zeros(3, dtype=torch.bool)).isfinite().all()
 
 
-@pytest.mark.parametrize("classes", [2, 3, 7])
-@pytest.mark.parametrize("threads", [1, 2])
-def test_the_loops_give_the_steps_of_the_maps(classes, threads):
-    generator = torch.Generator().manual_seed(classes)
-    errors = 10.0 ** torch.empty(2, 1, 500).uniform_(-12, 0, generator=generator)
-    others = 10.0 ** torch.empty(2, 1, classes, 500).uniform_(-12, 0, generator=generator)
-    truth = torch.randint(classes + 1, errors.shape, generator=generator, dtype=torch.uint8)
-    ignored = truth == classes
-    errors[ignored] = 0
-    others.masked_fill_(ignored[:, :, None], 0)
-    others.scatter_(2, truth[:, :, None].long().clamp_max(classes - 1), 0)
-    weights = torch.rand(1, classes, generator=generator)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    expected, found = (by.by_levels(errors, others, truth, weights) for by in (maps, loops))
-    if classes == 2:
-        expected += maps.of_two_classes(errors, truth, weights)
-        found += loops.of_two_classes(errors, truth, weights)
-    torch.set_num_threads(before)
-    for one, other in zip(found, expected, strict=True):
-        counting = ~(ignored if one.ndim == 3 else ignored[:, :, None].expand_as(one))
-        torch.testing.assert_close(one[counting], other[counting])
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_histogram(rows, device):
+    generator = torch.Generator().manual_seed(0)
+    row = torch.randint(rows, (1000,), generator=generator)
+    bin_ = torch.randint(7, (1000,), generator=generator)
+    counted = torch.rand(1000, generator=generator) < 0.5
+    expected = np.zeros((rows, 7), int)
+    np.add.at(expected, (row[counted].numpy(), bin_[counted].numpy()), 1)
+    index, counted = (row * 7 + bin_).to(device), counted.to(device)
+    found = ranking.histogram(index, 7, rows, counted)
+    assert found.shape == (rows, 7)
+    if device == "cpu":
+        assert (found.numpy() == expected).all()
 
 
-@pytest.mark.parametrize(("classes", "regions"), [(2, False), (4, False), (2, True)])
-@pytest.mark.parametrize("ignored", [False, True], ids=["all", "ignore"])
-def test_levels_where_neighbours_are_counted_apart(monkeypatch, classes, regions, ignored):
-    """As on a GPU."""
-    monkeypatch.setattr(lovasz, "SORTED", 10)
-    logits, target = make_batch(
-        regions=regions, ignore=ignored, dims=3, channels=classes, dtype=torch.float32
-    )
-    loss = LovaszLoss(**options(regions=regions, ignore=ignored))
-    logits.requires_grad_()
-    torch._dynamo.reset()
-    values = [f(logits, target) for f in (loss, torch.compile(loss, backend="aot_eager"))]
-    torch.testing.assert_close(*values)
-    torch.testing.assert_close(*(torch.autograd.grad(value, logits) for value in values))
+@pytest.mark.parametrize("rows", [1, 5, 100])
+def test_histograms_filled_side_by_side_add_up(rows):
+    """As on a GPU, where neighbouring elements are counted apart."""
+    generator = torch.Generator().manual_seed(0)
+    index = torch.randint(rows * 7, (1001,), generator=generator)
+    counted = torch.ones(1001, dtype=torch.bool)
+    expected = ranking.histogram(index, 7, rows, counted)
+    found = ranking.histogram(index, 7, rows, counted, copies=ranking.copies_on_a_gpu(rows))
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize(("classes", "regions"), [(2, False), (4, False), (2, True)])
 @pytest.mark.parametrize("value", [float("nan"), -float("nan"), float("inf")])
-def test_logits_that_are_no_numbers_give_no_number(monkeypatch, classes, regions, value):
+def test_nan_and_infinite_logits_give_no_finite_loss(monkeypatch, classes, regions, value):
     monkeypatch.setattr(lovasz, "SORTED", 10)
     logits = torch.zeros(1, classes, 8, 8)
     logits[0, 0, 3, 3] = value

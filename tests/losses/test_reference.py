@@ -61,6 +61,10 @@ def test_agrees_with_third_party_code(row, dtype):
     if row["grad"]:
         value.backward()
         reference = GRADIENTS[row["grad"]]
+        if np.isnan(reference).any():  # MONAI divides by an absent class's volume
+            assert row["loss"] == "GeneralizedDiceLoss"
+            assert logits.grad.isfinite().all()
+            return
         if row["loss"] == "LovaszLoss":  # rounded steps; in float32 neighbours change places
             error = np.linalg.norm(logits.grad.numpy() - reference)
             assert error < 1e-3 * np.linalg.norm(reference)
