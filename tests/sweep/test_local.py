@@ -138,8 +138,9 @@ def test_a_command_without_results_has_failed(folders, monkeypatch):
     assert (status.state, status.error) == ("failed", "python ended without its results")
 
 
-def test_a_runner_that_breaks_says_why(folders, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", "/none")  # so that it does not find the fake training
+def test_a_runner_that_breaks_says_why(folders, monkeypatch, tmp_path):
+    monkeypatch.setenv("PYTHONPATH", "/none")  # so that it does not find the fake training,
+    monkeypatch.chdir(tmp_path)  # nor in the folder that it runs in
     (status,) = run(fake_nnunet.jobs(["A"], ["0"]))
     assert status.state == "failed"
     assert "ended without its results, failed with exit status 1: " in status.error
