@@ -23,9 +23,10 @@ from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import Tensor
 from torch.nn import functional
 
-from nnunet_unifiedloss.frequencies import inverse_frequencies
 from nnunet_unifiedloss.losses import SegmentationLoss
-from nnunet_unifiedloss.naming import TrainerName, catalogue, parse
+from nnunet_unifiedloss.training.catalogue import catalogue
+from nnunet_unifiedloss.training.class_weights import inverse_frequencies
+from nnunet_unifiedloss.training.names import TrainerName, parse
 
 STAGES = {"untrained": (0.0, 0.2), "learning": (2.0, 1.0), "trained": (8.0, 1.5)}
 SIDE = 64

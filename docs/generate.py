@@ -15,7 +15,8 @@ import sys
 from pathlib import Path
 
 from nnunet_unifiedloss.losses import SegmentationLoss
-from nnunet_unifiedloss.naming import TrainerEntry, catalogue, format_value
+from nnunet_unifiedloss.training.catalogue import TrainerEntry, catalogue
+from nnunet_unifiedloss.training.names import format_value
 
 DOCS = Path(__file__).parent
 PAGE = DOCS / "losses.md"

@@ -17,9 +17,10 @@ import pytest
 import torch
 from packaging.version import Version
 
-from nnunet_unifiedloss import losses, naming
+from nnunet_unifiedloss import losses
 from nnunet_unifiedloss.cli import main
 from nnunet_unifiedloss.cli.program import COMMANDS as COMMANDS_OF_OURS
+from nnunet_unifiedloss.training import names
 from tests.helpers.documentation import (
     ROOT,
     WrongCommandError,
@@ -100,7 +101,7 @@ def test_wrong_commands_are_refused(command):
 
 
 def test_wrong_parameters_are_refused():
-    with pytest.raises(naming.TrainerNameError, match=r"unknown part 'detla0\.7'"):
+    with pytest.raises(names.TrainerNameError, match=r"unknown part 'detla0\.7'"):
         check("nnUNetv2_train 4 2d 0 -tr nnUNetTrainerUnifiedFocal_detla0.7")
 
 
