@@ -1,7 +1,7 @@
 """Norm of each loss's gradient relative to that of nnU-Net's default, on the same logits.
 
     python benchmarks/gradient_norm.py
-    python benchmarks/gradient_norm.py --json docs/measured.json   # for the pages made of it
+    python benchmarks/gradient_norm.py --json benchmarks/measured.json   # for the pages made of it
     python benchmarks/gradient_norm.py --trainers nnUNetTrainerUnifiedFocal_gamma0.3
 
 SGD feels the scale of a loss: with a quarter of the gradient it takes steps of a quarter. Dividing

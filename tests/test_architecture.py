@@ -16,8 +16,8 @@ import nnunet_unifiedloss
 from nnunet_unifiedloss import losses
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "docs"))
-imports = importlib.import_module("imports")  # docs/imports.py
+sys.path.insert(0, str(ROOT / "tools"))
+imports = importlib.import_module("imports")  # tools/imports.py
 del sys.path[0]
 
 PACKAGE = "nnunet_unifiedloss"

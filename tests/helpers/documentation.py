@@ -167,7 +167,7 @@ def _check_python(arguments: list[str], command: str) -> set[str]:
     if arguments[:2] == ["-m", "venv"]:
         return set()
     script = Path(arguments[0])
-    found = [path for path in (ROOT / script, ROOT / "docs" / script) if path.is_file()]
+    found = [path for path in (ROOT / script, ROOT / "examples" / script) if path.is_file()]
     if not found:
         raise WrongCommandError(f"{command}: there is no {script}")
     source = found[0].read_text(encoding="utf-8")
