@@ -53,7 +53,8 @@ with respect to the logits, each relative to nnU-Net's default loss (Dice + cros
 same logits: `python benchmarks/loss_cost.py --json benchmarks/measured.json` on a patch of
 (2, 4, 96, 96, 96), `python benchmarks/gradient_norm.py --json benchmarks/measured.json`. SGD feels
 the scale of a loss: the `_lr` beside it, nnU-Net's 0.01 divided by the ratio, makes trainings
-comparable; see [training.md](training.md). "Ma 2021" is the comparison of 20 losses on four segmentation tasks in
+comparable; see [training.md](training.md). "Ma 2021" is the comparison of 20 losses on four
+segmentation tasks in
 [Medical Image Analysis 71, 102035](https://doi.org/10.1016/j.media.2021.102035): no loss was best
 on all of them, compound losses with a Dice term were the most robust.
 """
