@@ -1,7 +1,7 @@
 """Norm of each loss's gradient relative to that of nnU-Net's default, on the same logits.
 
     python benchmarks/gradient_norm.py
-    python benchmarks/gradient_norm.py --json docs/measured.json   # for the pages made of it
+    python benchmarks/gradient_norm.py --json benchmarks/measured.json   # for the pages made of it
     python benchmarks/gradient_norm.py --trainers nnUNetTrainerUnifiedFocal_gamma0.3
 
 SGD feels the scale of a loss: with a quarter of the gradient it takes steps of a quarter. Dividing
@@ -23,9 +23,10 @@ from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import Tensor
 from torch.nn import functional
 
-from nnunet_unifiedloss.frequencies import inverse_frequencies
 from nnunet_unifiedloss.losses import SegmentationLoss
-from nnunet_unifiedloss.naming import TrainerName, catalogue, parse
+from nnunet_unifiedloss.training.catalogue import catalogue
+from nnunet_unifiedloss.training.class_weights import inverse_frequencies
+from nnunet_unifiedloss.training.names import TrainerName, parse
 
 STAGES = {"untrained": (0.0, 0.2), "learning": (2.0, 1.0), "trained": (8.0, 1.5)}
 SIDE = 64

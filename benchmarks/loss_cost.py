@@ -5,7 +5,7 @@
     python benchmarks/loss_cost.py --regions --ignore   # region-based training, ignored voxels
     python benchmarks/loss_cost.py --growth docs/growth.png   # time against classes and voxels
     python benchmarks/loss_cost.py --distances          # beside MONAI's HausdorffDTLoss
-    python benchmarks/loss_cost.py --json docs/measured.json   # for the pages made of it
+    python benchmarks/loss_cost.py --json benchmarks/measured.json   # for the pages made of it
     python benchmarks/loss_cost.py --device cuda        # any of these on a GPU
 
 All losses run in turn, again and again, in one process on the same logits. The table shows the

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nnunet_unifiedloss.discovery import trainers_folder
+from nnunet_unifiedloss.training.install import trainers_folder
 
 # nnU-Net reads it when imported; each process of a validation would import PyTorch anew
 os.environ.setdefault("nnUNet_def_n_proc", "1")

@@ -16,8 +16,8 @@ import nnunet_unifiedloss
 from nnunet_unifiedloss import losses
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "docs"))
-imports = importlib.import_module("imports")  # docs/imports.py
+sys.path.insert(0, str(ROOT / "tools"))
+imports = importlib.import_module("imports")  # tools/imports.py
 del sys.path[0]
 
 PACKAGE = "nnunet_unifiedloss"
@@ -66,7 +66,11 @@ def test_a_circle_would_be_found(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "module", ["cli", "discovery", "sweep", "trainings", "compare.measurement", "processes"]
+    "module",
+    [
+        *("cli", "sweep", "training.install", "results.trainings", "results.validation"),
+        *("compare.measurement", "_support.processes"),
+    ],
 )
 def test_what_is_read_from_the_source_is_what_happens(module):
     name = f"{PACKAGE}.{module}"
@@ -100,11 +104,13 @@ for words in (["--help"], ["--version"], *([command, "--help"] for command in CO
 @pytest.mark.parametrize(
     ("module", "without"),
     [
-        ("trainings", HEAVY),
-        ("discovery", HEAVY),
+        ("results.trainings", HEAVY),
+        ("results.validation", HEAVY),
+        ("results.plans", HEAVY),
+        ("training.install", HEAVY),
         ("sweep", HEAVY),
         ("compare.measurement", {"torch", "nnunetv2", "pandas", "matplotlib"}),
-        ("probe", HEAVY),
+        ("training.probe", HEAVY),
     ],
 )
 def test_rooms_that_promise_to_be_light_are(module, without):

@@ -17,9 +17,10 @@ import pytest
 import torch
 from packaging.version import Version
 
-from nnunet_unifiedloss import losses, naming
+from nnunet_unifiedloss import losses
 from nnunet_unifiedloss.cli import main
 from nnunet_unifiedloss.cli.program import COMMANDS as COMMANDS_OF_OURS
+from nnunet_unifiedloss.training import names
 from tests.helpers.documentation import (
     ROOT,
     WrongCommandError,
@@ -85,7 +86,7 @@ def test_commands_are_accepted_by_their_programs(command):
         "nnUNetv2_trains 4 2d 0",
         "python benchmarks/cost.py",
         "python benchmarks/loss_cost.py --shape two",
-        "python docs/numerics.py --check",
+        "python tools/numerics.py --check",
         "pytest -m fast",
         "pytest tests/test_nothing.py",
         'pytest tests/compare/test_comparison.py -k "equal_trainers or nothing_at_all"',
@@ -100,7 +101,7 @@ def test_wrong_commands_are_refused(command):
 
 
 def test_wrong_parameters_are_refused():
-    with pytest.raises(naming.TrainerNameError, match=r"unknown part 'detla0\.7'"):
+    with pytest.raises(names.TrainerNameError, match=r"unknown part 'detla0\.7'"):
         check("nnUNetv2_train 4 2d 0 -tr nnUNetTrainerUnifiedFocal_detla0.7")
 
 
@@ -195,9 +196,9 @@ def test_commands_without_data_run(flag, capsys):
     assert capsys.readouterr().out
 
 
-@pytest.mark.parametrize("program", ["generate.py", "imports.py"])
+@pytest.mark.parametrize("program", ["losses_page.py", "imports.py"])
 def test_pages_that_are_written_by_programs_are_up_to_date(program):
-    command = [sys.executable, str(ROOT / "docs" / program), "--check"]
+    command = [sys.executable, str(ROOT / "tools" / program), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -211,7 +212,7 @@ def test_the_loss_of_ones_own_is_found_and_trained_with(monkeypatch):
     page = TEXTS[ROOT / "docs" / "own_loss.md"]
     (name,) = re.findall(r"-tr (nnUNetTrainerPowerCrossEntropy\S*)", page)
     with tempfile.TemporaryDirectory() as folder:
-        shutil.copy(ROOT / "docs" / "own_loss_trainers.py", folder)
+        shutil.copy(ROOT / "examples" / "own_loss_trainers.py", folder)
         monkeypatch.setenv("nnUNet_extTrainer", folder)
         for _ in range(2):
             trainer = recursive_find_trainer_class_by_name(name)
@@ -223,12 +224,12 @@ def test_the_loss_of_ones_own_is_found_and_trained_with(monkeypatch):
     ignoring(logits.requires_grad_(), 2 * target.add(1)).backward()
     assert torch.equal(logits.grad, torch.zeros_like(logits))
     (shown,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert shown == (ROOT / "docs" / "own_loss_trainers.py").read_text(encoding="utf-8")
+    assert shown == (ROOT / "examples" / "own_loss_trainers.py").read_text(encoding="utf-8")
 
 
 def test_the_numbers_beside_those_of_others_are_ours(monkeypatch):
     """What docs/numerics.md says; rounding may differ from machine to machine."""
-    monkeypatch.syspath_prepend(ROOT / "docs")
+    monkeypatch.syspath_prepend(ROOT / "tools")
     import numerics
 
     page = TEXTS[ROOT / "docs" / "numerics.md"]

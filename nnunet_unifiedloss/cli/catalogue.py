@@ -13,7 +13,7 @@ from nnunet_unifiedloss.cli.arguments import TRAIN
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from nnunet_unifiedloss.naming import TrainerEntry
+    from nnunet_unifiedloss.training.catalogue import TrainerEntry
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -23,8 +23,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print every trainer."""
-    from nnunet_unifiedloss.naming import catalogue
-    from nnunet_unifiedloss.terminal import fits, make_console
+    from nnunet_unifiedloss._support.terminal import fits, make_console
+    from nnunet_unifiedloss.training.catalogue import catalogue
 
     entries = catalogue()
     if arguments.json:
@@ -60,7 +60,7 @@ def _narrow_table(entries: Sequence[TrainerEntry]) -> Table:
 
 def _parameters(entry: TrainerEntry) -> str:
     """The parameters and defaults of a loss, spelt as in a trainer's name."""
-    from nnunet_unifiedloss.naming import camel_case, format_value
+    from nnunet_unifiedloss.training.names import camel_case, format_value
 
     return " ".join(
         f"{camel_case(name)}={value if value is None else format_value(value)}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnunet_unifiedloss.cli.arguments import fold, positive
-from nnunet_unifiedloss.trainings import DEFAULT_FOLDS, DEFAULT_PLANS
+from nnunet_unifiedloss.results.trainings import DEFAULT_FOLDS, DEFAULT_PLANS
 
 if TYPE_CHECKING:
     from nnunet_unifiedloss.compare.comparison import Comparison
@@ -92,9 +92,9 @@ def run(arguments: argparse.Namespace) -> int:
 def _print_comparison(comparison: Comparison, page: Path | None) -> None:
     from rich.table import Table
 
+    from nnunet_unifiedloss._support.terminal import make_console
     from nnunet_unifiedloss.compare.tables import ranking_rows
     from nnunet_unifiedloss.compare.verdict import caveats, verdict
-    from nnunet_unifiedloss.terminal import make_console
 
     console = make_console()
     primary = comparison.settings.primary

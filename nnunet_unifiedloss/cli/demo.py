@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from nnunet_unifiedloss.cli.arguments import positive
-from nnunet_unifiedloss.probe import DEVICES
+from nnunet_unifiedloss.training.probe import DEVICES
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:

@@ -9,19 +9,19 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from nnunet_unifiedloss.cli.arguments import EXAMPLE
-from nnunet_unifiedloss.probe import DEVICES
+from nnunet_unifiedloss.training.probe import DEVICES
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from nnunet_unifiedloss.doctor import Finding
+    from nnunet_unifiedloss.training.doctor import Finding
 
 STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
 
 
 def run_path(arguments: argparse.Namespace) -> int:
     """Print the folder of the trainers."""
-    from nnunet_unifiedloss.discovery import trainers_folder
+    from nnunet_unifiedloss.training.install import trainers_folder
 
     print(trainers_folder())
     return 0
@@ -29,7 +29,7 @@ def run_path(arguments: argparse.Namespace) -> int:
 
 def run_install(arguments: argparse.Namespace) -> int:
     """Place the module in nnU-Net's folder."""
-    from nnunet_unifiedloss.discovery import install
+    from nnunet_unifiedloss.training.install import install
 
     result = install()
     print(
@@ -41,7 +41,7 @@ def run_install(arguments: argparse.Namespace) -> int:
 
 def run_uninstall(arguments: argparse.Namespace) -> int:
     """Remove it."""
-    from nnunet_unifiedloss.discovery import uninstall
+    from nnunet_unifiedloss.training.install import uninstall
 
     result = uninstall()
     print(f"{'not installed' if result.action == 'unchanged' else result.action}: {result.path}")
@@ -58,8 +58,8 @@ def add_doctor_arguments(command: argparse.ArgumentParser) -> None:
 
 def run_doctor(arguments: argparse.Namespace) -> int:
     """Say what is wrong with this environment; 1 if training would fail."""
-    from nnunet_unifiedloss.doctor import diagnose
-    from nnunet_unifiedloss.terminal import make_console
+    from nnunet_unifiedloss._support.terminal import make_console
+    from nnunet_unifiedloss.training.doctor import diagnose
 
     console = make_console()
     with console.status("Checking (imports PyTorch and nnU-Net)"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nnunet_unifiedloss.trainings import DEFAULT_FOLDS, DEFAULT_PLANS
+from nnunet_unifiedloss.results.trainings import DEFAULT_FOLDS, DEFAULT_PLANS
 
 _STARTING = "Starting (imports PyTorch and nnU-Net)"
 
@@ -46,9 +46,9 @@ def add_verify_arguments(command: argparse.ArgumentParser) -> None:
 
 def run_export(arguments: argparse.Namespace) -> int:
     """Write the archive, print its model card."""
-    from nnunet_unifiedloss.processes import termination_as_exception
-    from nnunet_unifiedloss.terminal import make_console
-    from nnunet_unifiedloss.trainings import dataset_name, nnunet_folder
+    from nnunet_unifiedloss._support.processes import termination_as_exception
+    from nnunet_unifiedloss._support.terminal import make_console
+    from nnunet_unifiedloss.results.trainings import dataset_name, nnunet_folder
 
     results, dataset = nnunet_folder("nnUNet_results"), dataset_name(arguments.d)
     notes = None if arguments.notes is None else _text("--notes", arguments.notes)
@@ -81,7 +81,7 @@ def run_export(arguments: argparse.Namespace) -> int:
 
 def run_verify(arguments: argparse.Namespace) -> int:
     """Check an archive."""
-    from nnunet_unifiedloss.terminal import make_console
+    from nnunet_unifiedloss._support.terminal import make_console
 
     console = make_console()
     with console.status(_STARTING) as status:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnunet_unifiedloss.cli.arguments import fold, positive
-from nnunet_unifiedloss.probe import DEVICES
-from nnunet_unifiedloss.trainings import DEFAULT_FOLDS, DEFAULT_PLANS
+from nnunet_unifiedloss.results.trainings import DEFAULT_FOLDS, DEFAULT_PLANS
+from nnunet_unifiedloss.training.probe import DEVICES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -95,8 +95,8 @@ def check_arguments(arguments: argparse.Namespace) -> None:
 
 def _jobs(arguments: argparse.Namespace) -> list[Job]:
     """The matrix; for the status without one, what there is."""
+    from nnunet_unifiedloss.results.trainings import dataset_name, find_trainings, nnunet_folder
     from nnunet_unifiedloss.sweep import TrainingJob, plan_jobs
-    from nnunet_unifiedloss.trainings import dataset_name, find_trainings, nnunet_folder
 
     datasets = list(dict.fromkeys(dataset_name(name) for name in arguments.d))
     c, tr, p, f = (
@@ -122,8 +122,8 @@ def _jobs(arguments: argparse.Namespace) -> list[Job]:
 
 def _check_trainers(trainers: Sequence[str], jobs: Sequence[Job]) -> None:
     """Refuse names that nnU-Net does not find: rather now than fold by fold."""
-    from nnunet_unifiedloss.discovery import check_found
-    from nnunet_unifiedloss.probe import check_trainers
+    from nnunet_unifiedloss.training.install import check_found
+    from nnunet_unifiedloss.training.probe import check_trainers
 
     check_found(trainers)
     if not all(job.is_done() for job in jobs):
@@ -138,10 +138,10 @@ def _training_flags(arguments: argparse.Namespace) -> list[str]:
 
 
 def _show_status(arguments: argparse.Namespace, jobs: Sequence[Job]) -> int:
+    from nnunet_unifiedloss._support.terminal import make_console
     from nnunet_unifiedloss.sweep import look_at_all
     from nnunet_unifiedloss.sweep.queue import read_queue
     from nnunet_unifiedloss.sweep.tables import as_json
-    from nnunet_unifiedloss.terminal import make_console
 
     statuses = look_at_all(jobs, read_queue())
     if arguments.json:
@@ -165,8 +165,8 @@ def _show_commands(jobs: Sequence[Job]) -> int:
 
 
 def _launch(arguments: argparse.Namespace, jobs: Sequence[Job]) -> int:
+    from nnunet_unifiedloss._support.terminal import make_console
     from nnunet_unifiedloss.sweep.display import Display
-    from nnunet_unifiedloss.terminal import make_console
 
     if arguments.compare:  # rather now than after days of training
         from nnunet_unifiedloss.compare.report import check_report_folder

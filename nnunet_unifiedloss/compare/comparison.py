@@ -30,8 +30,8 @@ from nnunet_unifiedloss.compare.results import (
     name_methods,
     select_trainings,
 )
-from nnunet_unifiedloss.naming import loss_of
-from nnunet_unifiedloss.trainings import DEFAULT_PLANS
+from nnunet_unifiedloss.results.trainings import DEFAULT_PLANS
+from nnunet_unifiedloss.training.names import loss_of
 
 __all__ = ["Comparison", "analyse", "compare"]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from nnunet_unifiedloss.training_log import read_epochs
-from nnunet_unifiedloss.trainings import Training, nnunet_folder
+from nnunet_unifiedloss.results.training_log import read_epochs
+from nnunet_unifiedloss.results.trainings import Training, nnunet_folder
 
 __all__ = ["training_curves"]
 

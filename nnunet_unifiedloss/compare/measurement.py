@@ -20,16 +20,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nnunet_unifiedloss._support.files import write_atomically
 from nnunet_unifiedloss.compare.metrics import Structure, structure_metrics
-from nnunet_unifiedloss.files import write_atomically
-from nnunet_unifiedloss.trainings import read_json
+from nnunet_unifiedloss.results.trainings import read_json
+from nnunet_unifiedloss.results.validation import Labels, Segmentation
 
 __all__ = [
     "LabelImage",
-    "Labels",
     "MeasuredCase",
     "Progress",
-    "Segmentation",
     "geometry_error",
     "measure",
     "read_label_image",
@@ -40,36 +39,6 @@ CACHE_VERSION = 1
 SECONDS_BETWEEN_SAVES = 10.0
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Labels:
-    """What is segmented, and how its files are read.
-
-    Attributes:
-        structures: The label values of each structure (label or region), by its name.
-        ignored: The ignore label, or None.
-        reader: Name of nnU-Net's reader of the files.
-    """
-
-    structures: dict[str, tuple[int, ...]]
-    ignored: int | None
-    reader: str
-
-
-@dataclass(frozen=True)
-class Segmentation:
-    """One prediction, its reference, and what is in them.
-
-    Attributes:
-        prediction: nnU-Net's file.
-        reference: The file of the reference.
-        labels: What is segmented.
-    """
-
-    prediction: Path
-    reference: Path
-    labels: Labels = field(compare=False)
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,9 @@ import numpy.typing as npt
 from scipy import ndimage
 from scipy.spatial import KDTree
 
-__all__ = ["COUNTS", "METRICS", "Metric", "Structure", "counts_to_metrics", "structure_metrics"]
+__all__ = ["METRICS", "Metric", "Structure", "counts_to_metrics", "structure_metrics"]
 
 Mask = npt.NDArray[np.bool_]
-
-COUNTS = ("TP", "FP", "FN", "TN", "n_pred", "n_ref")
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,8 @@ from typing import Any
 import pandas as pd
 
 from nnunet_unifiedloss.compare.measurement import MeasuredCase, Progress, measure
-from nnunet_unifiedloss.compare.metrics import COUNTS, counts_to_metrics
-from nnunet_unifiedloss.compare.validation import ValidatedCase, validated_cases
-from nnunet_unifiedloss.trainings import (
+from nnunet_unifiedloss.compare.metrics import counts_to_metrics
+from nnunet_unifiedloss.results.trainings import (
     DEFAULT_PLANS,
     Training,
     dataset_name,
@@ -22,6 +21,7 @@ from nnunet_unifiedloss.trainings import (
     read_summary,
     state,
 )
+from nnunet_unifiedloss.results.validation import COUNTS, ValidatedCase, validated_cases
 
 __all__ = [
     "COLUMNS",
@@ -281,7 +281,7 @@ def _metric_rows(
 
 def _parameter_columns(trainers: Iterable[str]) -> pd.DataFrame:
     """What the names of trainers say: the loss, its parameters and the schedule, a row for each."""
-    from nnunet_unifiedloss.naming import TrainerNameError, parse
+    from nnunet_unifiedloss.training.names import TrainerNameError, parse
 
     rows = []
     for trainer in sorted(trainers):

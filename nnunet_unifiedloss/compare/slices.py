@@ -13,8 +13,8 @@ from matplotlib.colors import to_rgb
 from nnunet_unifiedloss.compare.comparison import Comparison
 from nnunet_unifiedloss.compare.measurement import LabelImage, read_label_image
 from nnunet_unifiedloss.compare.metrics import METRICS
-from nnunet_unifiedloss.compare.validation import first_existing, read_labels, reference_folders
-from nnunet_unifiedloss.trainings import Training, nnunet_folder, read_json
+from nnunet_unifiedloss.results.trainings import Training, nnunet_folder, read_json
+from nnunet_unifiedloss.results.validation import first_existing, read_labels, reference_folders
 
 __all__ = ["Picture", "worst_case_picture"]
 

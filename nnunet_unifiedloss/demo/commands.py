@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from nnunet_unifiedloss.processes import console_script, ending, first_error, running
+from nnunet_unifiedloss._support.processes import console_script, ending, first_error, running
 
 __all__ = ["run_command", "say"]
 

@@ -14,7 +14,6 @@ import pandas as pd
 import torch
 from rich.console import Console
 
-from nnunet_unifiedloss import discovery
 from nnunet_unifiedloss.demo.commands import run_command, say
 from nnunet_unifiedloss.demo.phantom import (
     DATASET_NAME,
@@ -30,7 +29,8 @@ from nnunet_unifiedloss.demo.steps import (
     prediction_step,
     training_step,
 )
-from nnunet_unifiedloss.probe import DEVICES
+from nnunet_unifiedloss.training import install
+from nnunet_unifiedloss.training.probe import DEVICES
 
 __all__ = ["DemoResult", "baseline_trainers", "run_demo"]
 
@@ -164,7 +164,7 @@ def _settings(folder: Path) -> dict[str, str]:
         "nnUNet_raw": str(folder / "nnUNet_raw"),
         "nnUNet_preprocessed": str(folder / "nnUNet_preprocessed"),
         "nnUNet_results": str(folder / "nnUNet_results"),
-        "nnUNet_extTrainer": str(discovery.trainers_folder()),
+        "nnUNet_extTrainer": str(install.trainers_folder()),
         "nnUNet_n_proc_DA": "2",
         "nnUNet_def_n_proc": "1",
         # Compiling takes longer than a network this small can save by it.

@@ -12,10 +12,10 @@ from typing import Any
 
 from rich.console import Console
 
+from nnunet_unifiedloss._support.files import write_atomically
 from nnunet_unifiedloss.demo.commands import say
 from nnunet_unifiedloss.demo.phantom import DATASET_ID, DATASET_NAME, FILE_ENDING
-from nnunet_unifiedloss.files import write_atomically
-from nnunet_unifiedloss.trainings import resume_flags, set_broken_checkpoints_aside
+from nnunet_unifiedloss.results.trainings import resume_flags, set_broken_checkpoints_aside
 
 __all__ = ["Step", "plan_step", "prediction_folder", "prediction_step", "training_step"]
 

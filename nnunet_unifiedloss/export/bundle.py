@@ -14,6 +14,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
+from nnunet_unifiedloss._support.files import replacing
 from nnunet_unifiedloss.export.archive import ArchiveWriter, archive_digest
 from nnunet_unifiedloss.export.card import model_card
 from nnunet_unifiedloss.export.checkpoints import (
@@ -34,7 +35,6 @@ from nnunet_unifiedloss.export.network import (
 )
 from nnunet_unifiedloss.export.provenance import trained_by, versions
 from nnunet_unifiedloss.export.verify import CARD, FORMAT, MANIFEST, SAMPLE, Verification, verify
-from nnunet_unifiedloss.files import replacing
 
 
 @dataclass(frozen=True)

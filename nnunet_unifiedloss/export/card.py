@@ -12,7 +12,7 @@ from nnunet_unifiedloss.export.crossvalidation import (
     validated_folds,
 )
 from nnunet_unifiedloss.export.models import Model
-from nnunet_unifiedloss.naming import camel_case, format_value
+from nnunet_unifiedloss.training.names import camel_case, format_value
 
 TO_FILL_IN = "(to be filled in: {})"
 UNSET = {"class_weights": "from the data"}  # what a parameter without a value means

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from nnunet_unifiedloss.discovery import host_look_up
 from nnunet_unifiedloss.export.archive import ArchiveError, check_expansion
+from nnunet_unifiedloss.training.install import host_look_up
 
 TRAINING_STATE = ("optimizer_state", "grad_scaler_state", "logging", "current_epoch", "_best_ema")
 _FOR_INFERENCE = ("network_weights", "init_args", "inference_allowed_mirroring_axes")

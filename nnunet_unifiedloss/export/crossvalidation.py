@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_unifiedloss.export.models import Model
-from nnunet_unifiedloss.trainings import read_summary
+from nnunet_unifiedloss.results.trainings import read_summary
 
 METRICS = ("Dice", "IoU")
 CONFIDENCE = 0.95

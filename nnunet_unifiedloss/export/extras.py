@@ -11,7 +11,7 @@ from typing import Any
 from nnunet_unifiedloss.export.checkpoints import without_file_lists
 from nnunet_unifiedloss.export.models import Model
 from nnunet_unifiedloss.export.postprocessing import clean_postprocessing
-from nnunet_unifiedloss.trainings import read_json
+from nnunet_unifiedloss.results.trainings import read_json
 
 # debug.json and the logs stay behind: they hold paths and the name of the machine
 _OF_MODEL = ("plans.json", "dataset.json", "dataset_fingerprint.json")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_unifiedloss.trainings import (
+from nnunet_unifiedloss.results.trainings import (
     DEFAULT_FOLDS,
     DEFAULT_PLANS,
     Training,

@@ -12,7 +12,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_unifiedloss.export.models import Model
-from nnunet_unifiedloss.trainings import nnunet_folder
+from nnunet_unifiedloss.results.trainings import nnunet_folder
 
 _CASES = 2
 

@@ -7,11 +7,11 @@ import hashlib
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from nnunet_unifiedloss import naming
 from nnunet_unifiedloss.export.checkpoints import trainer_class
 from nnunet_unifiedloss.export.models import Model
-from nnunet_unifiedloss.trainings import read_json
-from nnunet_unifiedloss.variants import sets_its_own_loss
+from nnunet_unifiedloss.results.trainings import read_json
+from nnunet_unifiedloss.training import names
+from nnunet_unifiedloss.training.host_variants import sets_its_own_loss
 
 _PACKAGES = ("nnunet-unifiedloss", "nnunetv2", "torch", "dynamic-network-architectures")
 # of what nnU-Net's debug.json says about a training; the rest are paths and addresses
@@ -55,9 +55,9 @@ def trained_by(model: Model) -> dict[str, Any]:
 
 
 def _loss(trainer: str) -> dict[str, Any]:
-    loss = naming.loss_of(trainer)
+    loss = names.loss_of(trainer)
     if loss is not None:
-        parameters = loss.defaults() | naming.parse(trainer).parameters
+        parameters = loss.defaults() | names.parse(trainer).parameters
         return {"loss": loss.__name__, "parameters": parameters, "paper": loss.paper}
     try:
         own = sets_its_own_loss(trainer_class(trainer))

@@ -23,8 +23,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from nnunet_unifiedloss.files import write_atomically
-from nnunet_unifiedloss.trainings import read_json
+from nnunet_unifiedloss._support.files import write_atomically
+from nnunet_unifiedloss.results.trainings import read_json
 
 SECONDS_BETWEEN_HEARTBEATS = 30.0
 # NFS may show the time of a heartbeat a minute late, and a busy server may miss some.

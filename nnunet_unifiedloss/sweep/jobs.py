@@ -9,8 +9,8 @@ from pathlib import Path
 
 from typing_extensions import override
 
-from nnunet_unifiedloss.sweep.plans import Plans, planner_of
-from nnunet_unifiedloss.trainings import (
+from nnunet_unifiedloss.results.plans import Plans, planner_of
+from nnunet_unifiedloss.results.trainings import (
     DEFAULT_PLANS,
     Training,
     nnunet_folder,

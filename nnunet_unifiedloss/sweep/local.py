@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import IO
 
-from nnunet_unifiedloss.processes import ending, termination_as_exception
+from nnunet_unifiedloss._support.processes import ending, termination_as_exception
 from nnunet_unifiedloss.sweep.display import Display
 from nnunet_unifiedloss.sweep.jobs import Job
 from nnunet_unifiedloss.sweep.runner import EXIT_BUSY

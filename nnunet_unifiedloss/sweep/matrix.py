@@ -6,9 +6,14 @@ import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
+from nnunet_unifiedloss.results.plans import STANDARD_CONFIGURATIONS, planner_of
+from nnunet_unifiedloss.results.trainings import (
+    DEFAULT_FOLDS,
+    DEFAULT_PLANS,
+    Training,
+    nnunet_folder,
+)
 from nnunet_unifiedloss.sweep.jobs import Job, Preparation, TrainingJob, plans_of
-from nnunet_unifiedloss.sweep.plans import STANDARD_CONFIGURATIONS, planner_of
-from nnunet_unifiedloss.trainings import DEFAULT_FOLDS, DEFAULT_PLANS, Training, nnunet_folder
 
 
 def plan_jobs(

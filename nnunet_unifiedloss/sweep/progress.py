@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from nnunet_unifiedloss.training_log import mean_pseudo_dice
-from nnunet_unifiedloss.trainings import read_json
+from nnunet_unifiedloss.results.training_log import mean_pseudo_dice
+from nnunet_unifiedloss.results.trainings import read_json
 
 # some ten epochs; only the end of a log is read, as there may be a thousand on a slow file server
 TAIL = 8192

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 
-from nnunet_unifiedloss.processes import (
+from nnunet_unifiedloss._support.processes import (
     console_script,
     ending,
     first_error,
@@ -42,7 +42,7 @@ def carry_out(job: Job, *, shielded: bool = False) -> bool:
 
     Args:
         job: The job.
-        shielded: See :func:`~nnunet_unifiedloss.processes.running`.
+        shielded: See :func:`~nnunet_unifiedloss._support.processes.running`.
 
     Returns:
         Whether it is done now; False if somebody else is at it.

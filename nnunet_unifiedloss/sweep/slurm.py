@@ -21,7 +21,8 @@ from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.helpers import Checkpointable, clean_env
 
-from nnunet_unifiedloss.files import write_atomically
+from nnunet_unifiedloss._support.files import write_atomically
+from nnunet_unifiedloss.results.trainings import nnunet_folder
 from nnunet_unifiedloss.sweep.attempts import SECONDS_BETWEEN_HEARTBEATS, last_attempt
 from nnunet_unifiedloss.sweep.display import Display
 from nnunet_unifiedloss.sweep.jobs import RECORDS, Job, Preparation
@@ -36,7 +37,6 @@ from nnunet_unifiedloss.sweep.status import (
     look,
     submission,
 )
-from nnunet_unifiedloss.trainings import nnunet_folder
 
 SECONDS_BETWEEN_LOOKS = 10.0
 LOOKS_TO_BE_GONE = 2  # a file server may show a result some seconds after Slurm forgets the job

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from nnunet_unifiedloss.results.trainings import nnunet_folder, state, validation_dice
 from nnunet_unifiedloss.sweep.attempts import (
     SECONDS_BETWEEN_HEARTBEATS,
     Attempt,
@@ -15,7 +16,6 @@ from nnunet_unifiedloss.sweep.attempts import (
 )
 from nnunet_unifiedloss.sweep.jobs import RECORDS, Job, TrainingJob
 from nnunet_unifiedloss.sweep.progress import Progress, read_progress
-from nnunet_unifiedloss.trainings import nnunet_folder, state, validation_dice
 
 SUBMISSION = "slurm_job"
 BY_HAND = "by hand"

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from nnunet_unifiedloss._support.terminal import fits
+from nnunet_unifiedloss.results.trainings import DEFAULT_PLANS
 from nnunet_unifiedloss.sweep.jobs import Job, TrainingJob
 from nnunet_unifiedloss.sweep.status import State, Status
-from nnunet_unifiedloss.terminal import fits
-from nnunet_unifiedloss.trainings import DEFAULT_PLANS
 
 # in the order of the live table
 STATES: dict[State, str] = {

@@ -13,17 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_unifiedloss import __version__, discovery, doctor, naming
+from nnunet_unifiedloss import __version__
 from nnunet_unifiedloss.cli import main
 from nnunet_unifiedloss.demo import run as demo_run
-from nnunet_unifiedloss.discovery import DiscoveryError, InstallResult
-from nnunet_unifiedloss.doctor import Finding
+from nnunet_unifiedloss.training import catalogue, doctor, install
+from nnunet_unifiedloss.training.doctor import Finding
+from nnunet_unifiedloss.training.install import DiscoveryError, InstallResult
 
 COMMANDS = (
     *("path", "install", "uninstall", "list", "doctor", "demo"),
     *("compare", "sweep", "export", "verify"),
 )
-ENTRY = naming.TrainerEntry(
+ENTRY = catalogue.TrainerEntry(
     trainer="nnUNetTrainerVeryImbalancedCompoundLossOfTheLiterature",
     loss="VeryImbalancedCompoundLossOfTheLiteratureLoss",
     parameters={"weight_dice": 1.0, "gamma": None, "class_weights": (0.1, 1.0)},
@@ -96,7 +97,7 @@ def test_help_and_path_do_not_wait_for_torch():
     )
     out, err = python("-c", source).communicate()
     assert err == "set()\n"
-    assert out == f"{discovery.trainers_folder()}\n"
+    assert out == f"{install.trainers_folder()}\n"
 
     start = time.monotonic()
     python("-m", "nnunet_unifiedloss", "--help").communicate()
@@ -109,7 +110,7 @@ def test_help_and_path_do_not_wait_for_torch():
 def test_path_prints_the_path_only(capsys):
     assert main(["path"]) == 0
     shown = capsys.readouterr()
-    assert shown.out == f"{discovery.trainers_folder()}\n"
+    assert shown.out == f"{install.trainers_folder()}\n"
     assert not shown.err
 
 
@@ -125,7 +126,7 @@ def test_path_prints_the_path_only(capsys):
 )
 def test_install_and_uninstall_say_what_they_did(monkeypatch, capsys, command, action, shown):
     result = InstallResult(Path("module.py"), action)
-    monkeypatch.setattr(discovery, command, lambda: result)
+    monkeypatch.setattr(install, command, lambda: result)
     assert main([command]) == 0
     out = capsys.readouterr().out
     assert out.startswith(shown)
@@ -134,14 +135,14 @@ def test_install_and_uninstall_say_what_they_did(monkeypatch, capsys, command, a
 
 def test_list_json_is_the_catalogue(capsys):
     assert main(["list", "--json"]) == 0
-    entries = naming.catalogue()
+    entries = catalogue.catalogue()
     as_json = json.loads(json.dumps([dataclasses.asdict(entry) for entry in entries]))
     assert json.loads(capsys.readouterr().out) == as_json
     assert "nnUNetTrainerUnifiedFocal" in {entry["trainer"] for entry in as_json}
 
 
 def test_list_in_a_pipe_has_a_line_for_each_trainer(monkeypatch, capsys):
-    monkeypatch.setattr(naming, "catalogue", lambda: [ENTRY])
+    monkeypatch.setattr(catalogue, "catalogue", lambda: [ENTRY])
     monkeypatch.setenv("COLUMNS", "40")
     assert main(["list"]) == 0
     out = capsys.readouterr().out
@@ -155,7 +156,7 @@ def test_list_in_a_terminal_fits_and_keeps_names_whole(monkeypatch):
     terminal = open_terminal(monkeypatch)
     assert main(["list"]) == 0
     out = terminal.getvalue()
-    assert all(f" {entry.trainer} " in out for entry in naming.catalogue())
+    assert all(f" {entry.trainer} " in out for entry in catalogue.catalogue())
     assert "…" not in out
     assert max(len(line) for line in out.splitlines() if "│" in line) <= 80
 
@@ -249,7 +250,7 @@ def test_an_error_keeps_its_lines_and_names_its_remedy(monkeypatch, capsys, erro
     def fail():
         raise error
 
-    monkeypatch.setattr(discovery, "install", fail)
+    monkeypatch.setattr(install, "install", fail)
     assert main(["install"]) == 1
     out, err = capsys.readouterr()
     assert not out
@@ -261,13 +262,13 @@ def test_interruption(monkeypatch, capsys):
     def interrupt():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(discovery, "install", interrupt)
+    monkeypatch.setattr(install, "install", interrupt)
     assert main(["install"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_a_bug_is_not_hidden(monkeypatch):
-    monkeypatch.setattr(discovery, "install", lambda: {}["bug"])
+    monkeypatch.setattr(install, "install", lambda: {}["bug"])
     with pytest.raises(KeyError):
         main(["install"])
 
@@ -283,9 +284,9 @@ def test_a_reader_that_leaves_early():
 
 def test_a_locale_without_greek_letters():
     source = (
-        "from nnunet_unifiedloss import discovery; from nnunet_unifiedloss.cli import main\n"
+        "from nnunet_unifiedloss.cli import main; from nnunet_unifiedloss.training import install\n"
         "def fail(): raise ValueError('γ < 0')\n"
-        "discovery.install = fail; raise SystemExit(main(['install']))"
+        "install.install = fail; raise SystemExit(main(['install']))"
     )
     process = python("-c", source, env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert process.communicate() == ("", "error: ? < 0\n")

@@ -19,7 +19,7 @@ from tests.helpers.nnunet_workspace import Workspace
 
 pytestmark = pytest.mark.slow
 
-SCRIPT = Path(__file__).parents[2] / "docs" / "onnx_sliding_window.py"
+SCRIPT = Path(__file__).parents[2] / "examples" / "onnx_sliding_window.py"
 TRAINER = "nnUNetTrainerDice_lr0.05_3epochs_200iters"  # it learns to find something in seconds
 SHORT = "nnUNetTrainerDice_lr0.05_1epochs_100iters"  # 3-D patches need fewer iterations, and longer
 LONGEST = 3000  # seconds for one command, on a machine that does other things besides

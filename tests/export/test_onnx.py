@@ -41,7 +41,7 @@ from tests.helpers.trained_models import (
     write_model,
 )
 
-SCRIPT = Path(__file__).parents[2] / "docs" / "onnx_sliding_window.py"
+SCRIPT = Path(__file__).parents[2] / "examples" / "onnx_sliding_window.py"
 
 
 def export(results, configuration="2d", folds=("0",), onnx="ensemble"):

@@ -21,8 +21,8 @@ import pytest
 import torch
 
 from nnunet_unifiedloss.cli import main
-from nnunet_unifiedloss.discovery import trainers_folder
 from nnunet_unifiedloss.export import ArchiveError, export_models, select_models, verify
+from nnunet_unifiedloss.training.install import trainers_folder
 from tests.helpers.trained_models import DATASET, TRAINER, write_model
 
 FOLDER = f"{DATASET}/{TRAINER}__nnUNetPlans__2d"

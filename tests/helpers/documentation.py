@@ -17,10 +17,10 @@ from unittest import mock
 from _pytest.mark.expression import Expression
 from packaging.requirements import Requirement
 
-from nnunet_unifiedloss import naming
 from nnunet_unifiedloss.cli.program import make_parser
 from nnunet_unifiedloss.cli.sweep import check_arguments
 from nnunet_unifiedloss.compare.metrics import METRICS
+from nnunet_unifiedloss.training import names
 
 ROOT = Path(__file__).parents[2]
 # the last ones install or unpack things: there is nothing of ours to check
@@ -148,8 +148,8 @@ def _check_trainers(arguments: argparse.Namespace) -> None:
 
 def check_trainer(name: str) -> None:
     """Raise an error where neither we nor nnU-Net have a trainer of this name."""
-    if naming.loss_of(name) is not None:
-        naming.parse(name)
+    if names.loss_of(name) is not None:
+        names.parse(name)
     elif name not in host_trainers() and not name.startswith(EXAMPLE_LOSS):
         raise WrongCommandError(f"neither nnU-Net nor we have a trainer {name}")
 
@@ -167,7 +167,7 @@ def _check_python(arguments: list[str], command: str) -> set[str]:
     if arguments[:2] == ["-m", "venv"]:
         return set()
     script = Path(arguments[0])
-    found = [path for path in (ROOT / script, ROOT / "docs" / script) if path.is_file()]
+    found = [path for path in (ROOT / script, ROOT / "examples" / script) if path.is_file()]
     if not found:
         raise WrongCommandError(f"{command}: there is no {script}")
     source = found[0].read_text(encoding="utf-8")

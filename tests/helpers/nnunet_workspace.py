@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from nnunet_unifiedloss.discovery import trainers_folder
+from nnunet_unifiedloss.training.install import trainers_folder
 
 SCENARIOS = {
     "plain": {"background": 0, "anterior": 1, "posterior": 2},

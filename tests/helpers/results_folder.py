@@ -12,7 +12,7 @@ import SimpleITK as sitk
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics, save_summary_json
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
-from nnunet_unifiedloss.trainings import FOLDERS, Training
+from nnunet_unifiedloss.results.trainings import FOLDERS, Training
 
 PLAIN = {"background": 0, "lesion": 1}
 TWO_LABELS = {"background": 0, "edema": 1, "core": 2}

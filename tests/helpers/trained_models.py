@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_unifiedloss.discovery import host_look_up
+from nnunet_unifiedloss.training.install import host_look_up
 
 DATASET = "Dataset004_Hippocampus"
 TRAINER = "nnUNetTrainerUnifiedFocal_delta0.7_2epochs"

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from nnunet_unifiedloss.training_log import read_epochs
-from nnunet_unifiedloss.trainings import Training, read_json, state, validation_dice
+from nnunet_unifiedloss.results.training_log import read_epochs
+from nnunet_unifiedloss.results.trainings import Training, read_json, state, validation_dice
 
 ENDING = ".nii.gz"
 KEYS = {

@@ -18,12 +18,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from nnunet_unifiedloss import discovery
+from nnunet_unifiedloss._support.files import write_atomically
+from nnunet_unifiedloss._support.processes import termination_as_exception
 from nnunet_unifiedloss.cli.arguments import positive
-from nnunet_unifiedloss.files import write_atomically
-from nnunet_unifiedloss.probe import check_trainers
-from nnunet_unifiedloss.processes import termination_as_exception
-from nnunet_unifiedloss.trainings import read_json, state
+from nnunet_unifiedloss.results.trainings import read_json, state
+from nnunet_unifiedloss.training import install
+from nnunet_unifiedloss.training.probe import check_trainers
 from tests.integration.checks import (
     check_dice,
     check_information,
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     suite = suite_of(arguments)
     try:
         if not arguments.check_only:  # better now than after the preprocessing
-            os.environ[discovery.VARIABLE] = str(discovery.trainers_folder())
+            os.environ[install.VARIABLE] = str(install.trainers_folder())
             check_trainers([suite.trainer])
         check_settings(suite, begin=not arguments.check_only)
     except (ValueError, OSError, RuntimeError) as error:

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_unifiedloss.files import write_atomically
-from nnunet_unifiedloss.processes import console_script
-from nnunet_unifiedloss.trainings import Training, read_json
+from nnunet_unifiedloss._support.files import write_atomically
+from nnunet_unifiedloss._support.processes import console_script
+from nnunet_unifiedloss.results.trainings import Training, read_json
 from tests.helpers.nnunet_workspace import Workspace
 
 SOURCE = "Dataset004_Hippocampus"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_unifiedloss.trainings import (
+from nnunet_unifiedloss.results.trainings import (
     FOLDERS,
     Training,
     dataset_name,

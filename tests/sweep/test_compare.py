@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_unifiedloss import discovery
 from nnunet_unifiedloss.cli import main
+from nnunet_unifiedloss.training import install
 from tests.helpers.results_folder import PLAIN, ResultsFolder, lesions, shifted
 
 TRAINERS = {"nnUNetTrainerTversky": 1, "nnUNetTrainer": 2}
@@ -31,7 +31,7 @@ def folders(tmp_path, monkeypatch) -> Path:
                     made.add_training(trainer, cases, shifted(steps), fold, configuration)
     for name, value in made.environment().items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv(discovery.VARIABLE, str(discovery.trainers_folder()))
+    monkeypatch.setenv(install.VARIABLE, str(install.trainers_folder()))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from nnunet_unifiedloss.results.plans import Plans, planner_of
+from nnunet_unifiedloss.results.trainings import Training
 from nnunet_unifiedloss.sweep import Preparation, TrainingJob, plan_jobs
-from nnunet_unifiedloss.sweep.plans import Plans, planner_of
-from nnunet_unifiedloss.trainings import Training
 from tests.helpers.fake_nnunet import DATASET, finish, make_folders, write_checkpoint
 
 OURS = "nnUNetTrainerUnifiedFocal"

@@ -16,15 +16,15 @@ import psutil
 import pytest
 from rich.console import Console
 
-from nnunet_unifiedloss import discovery
 from nnunet_unifiedloss.cli import main
 from nnunet_unifiedloss.cli import sweep as cli_sweep
+from nnunet_unifiedloss.results.trainings import Training, state
 from nnunet_unifiedloss.sweep import local, look_at_all, plan_jobs
 from nnunet_unifiedloss.sweep.attempts import begin, last_attempt
 from nnunet_unifiedloss.sweep.display import Display
 from nnunet_unifiedloss.sweep.local import LocalSweep
 from nnunet_unifiedloss.sweep.runner import EXIT_BUSY, JobFailedError, carry_out
-from nnunet_unifiedloss.trainings import Training, state
+from nnunet_unifiedloss.training import install
 from tests.helpers import fake_nnunet
 from tests.helpers.fake_nnunet import DATASET, EPOCHS, FILE, epochs_trained, finish, make_folders
 
@@ -138,8 +138,9 @@ def test_a_command_without_results_has_failed(folders, monkeypatch):
     assert (status.state, status.error) == ("failed", "python ended without its results")
 
 
-def test_a_runner_that_breaks_says_why(folders, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", "/none")  # so that it does not find the fake training
+def test_a_runner_that_breaks_says_why(folders, monkeypatch, tmp_path):
+    monkeypatch.setenv("PYTHONPATH", "/none")  # so that it does not find the fake training,
+    monkeypatch.chdir(tmp_path)  # nor in the folder that it runs in
     (status,) = run(fake_nnunet.jobs(["A"], ["0"]))
     assert status.state == "failed"
     assert "ended without its results, failed with exit status 1: " in status.error
@@ -287,7 +288,7 @@ def test_what_was_started_by_hand_is_waited_for(folders, monkeypatch):
 
 @pytest.fixture
 def command(folders, monkeypatch):
-    monkeypatch.setenv(discovery.VARIABLE, str(discovery.trainers_folder()))
+    monkeypatch.setenv(install.VARIABLE, str(install.trainers_folder()))
     return ["sweep", "-d", "4", "-c", "2d", "-tr", "nnUNetTrainerTversky", "nnUNetTrainer"]
 
 
@@ -384,8 +385,8 @@ def test_flags_that_are_missing_or_wrong(folders, capsys):
 
 
 def test_trainers_that_nnunet_would_not_find(folders, capsys, monkeypatch):
-    monkeypatch.setattr(discovery, "module_state", lambda: "absent")
-    monkeypatch.setenv(discovery.VARIABLE, "")
+    monkeypatch.setattr(install, "module_state", lambda: "absent")
+    monkeypatch.setenv(install.VARIABLE, "")
     names = ["nnUNetTrainer", "nnUNetTrainerUnifiedFocal_delta0.7"]
     for name in names:
         finish(_made(fold(folders, name)))
@@ -393,7 +394,7 @@ def test_trainers_that_nnunet_would_not_find(folders, capsys, monkeypatch):
     shown = capsys.readouterr().err
     assert f"does not find {names[1]}" in shown
     assert "remedy: nnunet-unifiedloss install" in shown
-    monkeypatch.setenv(discovery.VARIABLE, str(discovery.trainers_folder()))
+    monkeypatch.setenv(install.VARIABLE, str(install.trainers_folder()))
     assert main(["sweep", "-d", "4", "-c", "2d", "-f", "0", "-tr", *names]) == 0
 
 
@@ -417,7 +418,7 @@ def test_misspelt_trainers(folders, command, capsys, name, message):
 
 
 def test_without_slurm_the_launcher_says_so(folders, monkeypatch, command, capsys):
-    monkeypatch.setenv(discovery.VARIABLE, str(discovery.trainers_folder()))
+    monkeypatch.setenv(install.VARIABLE, str(install.trainers_folder()))
     monkeypatch.setenv("PATH", str(folders["nnUNet_raw"]))
     assert main([*command, "-f", "0", "--launcher", "slurm"]) == 1
     assert "srun" in capsys.readouterr().err

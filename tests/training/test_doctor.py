@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_unifiedloss import discovery, doctor, probe
-from nnunet_unifiedloss.doctor import diagnose
-from nnunet_unifiedloss.probe import Probe
+from nnunet_unifiedloss.training import doctor, install, probe
+from nnunet_unifiedloss.training.doctor import diagnose
+from nnunet_unifiedloss.training.probe import Probe
 
 FOUND = {"installed": True, "found": ["nnUNetTrainerA", "nnUNetTrainerB"]}
 HEALTHY = {
@@ -33,7 +33,7 @@ def environment(tmp_path, monkeypatch):
     """A healthy environment; its probe's values and errors can be changed."""
     found = Probe({**HEALTHY}, {})
     monkeypatch.setattr(doctor, "probe_environment", lambda device: found)
-    monkeypatch.setattr(discovery, "module_state", lambda: "current")
+    monkeypatch.setattr(install, "module_state", lambda: "current")
     monkeypatch.setattr(doctor.shutil, "which", lambda name: str(tmp_path / "nnUNetv2_train"))
     (tmp_path / "nnUNetv2_train").write_text(f"#!{sys.executable}\n")
     monkeypatch.setattr(doctor, "SHARED_MEMORY", tmp_path)
@@ -214,7 +214,7 @@ def test_some_trainers_are_not_found(environment):
     [(True, "the installed module and by nnUNet_extTrainer"), (False, "nnUNet_extTrainer")],
 )
 def test_the_way_is_told(environment, monkeypatch, installed, ways):
-    monkeypatch.setenv("nnUNet_extTrainer", str(discovery.trainers_folder()))
+    monkeypatch.setenv("nnUNet_extTrainer", str(install.trainers_folder()))
     environment.values["look-up"] = {**HEALTHY["look-up"], "installed": installed}
     details = {finding.check: finding.detail for finding in diagnose()}
     assert details["look-up"] == f"nnU-Net finds 2 trainers by {ways}"
@@ -230,16 +230,16 @@ def test_a_class_of_somebody_else_has_our_name(environment):
 
 @pytest.mark.parametrize("state", ["outdated", "foreign"])
 def test_the_installed_module_is_not_what_install_writes(environment, monkeypatch, state):
-    monkeypatch.setattr(discovery, "module_state", lambda: state)
+    monkeypatch.setattr(install, "module_state", lambda: state)
     remedy = the_problem("install", "warning").remedy
     assert (remedy == "nnunet-unifiedloss install") == (state == "outdated")
 
 
 def test_a_module_that_cannot_be_read(environment, monkeypatch):
     def refuse():
-        raise discovery.DiscoveryError("Permission denied", "ask for permission")
+        raise install.DiscoveryError("Permission denied", "ask for permission")
 
-    monkeypatch.setattr(discovery, "module_state", refuse)
+    monkeypatch.setattr(install, "module_state", refuse)
     assert the_problem("environment", "error").remedy == "ask for permission"
 
 
@@ -400,7 +400,7 @@ def test_the_real_environment_can_train(tmp_path):
     environment = {
         **os.environ,
         **dict.fromkeys(folders, str(tmp_path)),
-        "nnUNet_extTrainer": str(discovery.trainers_folder()),
+        "nnUNet_extTrainer": str(install.trainers_folder()),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     command = [sys.executable, "-m", "nnunet_unifiedloss", "doctor", "--json", "-device", "cpu"]

@@ -16,8 +16,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from nnunet_unifiedloss import discovery
-from nnunet_unifiedloss.discovery import DiscoveryError
+from nnunet_unifiedloss.training import install
+from nnunet_unifiedloss.training.install import DiscoveryError
 
 MODULE = "nnunet_unifiedloss_trainers.py"
 
@@ -47,24 +47,24 @@ def host(tmp_path, monkeypatch) -> Path:
 
 
 def test_trainers_folder_holds_the_modules_that_nnunet_scans():
-    folder = discovery.trainers_folder()
+    folder = install.trainers_folder()
     assert folder.is_absolute()
     assert (folder / "unifiedloss_compound.py").is_file()
 
 
 def test_install_is_idempotent_and_uninstall_leaves_nothing(host):
     before = contents(host)
-    first = discovery.install()
+    first = install.install()
     assert (first.path, first.action) == (host / MODULE, "installed")
     assert set(contents(host)) - set(before) == {MODULE}
-    assert discovery.module_state() == "current"
-    assert discovery.install().action == "unchanged"
+    assert install.module_state() == "current"
+    assert install.install().action == "unchanged"
 
     py_compile.compile(str(host / MODULE))  # as its import by nnU-Net does
     assert len(contents(host)) == len(before) + 2
-    assert discovery.uninstall().action == "removed"
+    assert install.uninstall().action == "removed"
     assert contents(host) == before
-    assert discovery.uninstall().action == "unchanged"
+    assert install.uninstall().action == "unchanged"
 
 
 def test_install_finds_nnunet_through_the_import_system(host, monkeypatch):
@@ -78,18 +78,18 @@ def test_install_finds_nnunet_through_the_import_system(host, monkeypatch):
             return spec if name == "nnunetv2" else None
 
     monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
-    assert discovery.install().path == host / MODULE
+    assert install.install().path == host / MODULE
     assert "nnunetv2" not in sys.modules  # located, not imported
 
 
 def test_install_updates_the_module_of_another_version(host):
-    (host / MODULE).write_text(f"{discovery.MODULE_MARK}, long ago.\n")
-    assert discovery.module_state() == "outdated"
-    assert discovery.install().action == "updated"
-    assert (host / MODULE).read_text() == discovery.MODULE_TEXT
+    (host / MODULE).write_text(f"{install.MODULE_MARK}, long ago.\n")
+    assert install.module_state() == "outdated"
+    assert install.install().action == "updated"
+    assert (host / MODULE).read_text() == install.MODULE_TEXT
 
 
-@pytest.mark.parametrize("command", [discovery.install, discovery.uninstall])
+@pytest.mark.parametrize("command", [install.install, install.uninstall])
 @pytest.mark.parametrize("kind", ["text", "binary", "folder", "dangling link"])
 def test_what_we_did_not_write_is_left_alone(host, command, kind):
     if kind == "folder":
@@ -114,18 +114,18 @@ def test_install_where_nothing_can_be_written_names_the_other_way(
     before = contents(host)
     monkeypatch.setattr(owner, function, refusal(code))
     with pytest.raises(DiscoveryError, match=os.strerror(code)) as caught:
-        discovery.install()
+        install.install()
     assert str(host) in str(caught.value)
     assert caught.value.remedy.endswith('nnUNet_extTrainer="$(nnunet-unifiedloss path)"')
     assert contents(host) == before
 
 
 def test_uninstall_where_nothing_can_be_written_keeps_the_module(host, monkeypatch):
-    discovery.install()
+    install.install()
     before = contents(host)
     monkeypatch.setattr(Path, "unlink", refusal(errno.EROFS))
     with pytest.raises(DiscoveryError, match=os.strerror(errno.EROFS)) as caught:
-        discovery.uninstall()
+        install.uninstall()
     assert str(host / MODULE) in caught.value.remedy
     assert contents(host) == before
 
@@ -139,10 +139,10 @@ def refusal(code):
     return refuse
 
 
-@pytest.mark.parametrize("command", [discovery.install, discovery.uninstall])
+@pytest.mark.parametrize("command", [install.install, install.uninstall])
 def test_without_nnunet_the_error_says_how_to_get_it(host, command):
     # what pip leaves behind when it uninstalls nnU-Net but does not know our module
-    discovery.install()
+    install.install()
     for init in host.parents[3].rglob("__init__.py"):
         init.unlink()
     with pytest.raises(DiscoveryError, match="nnU-Net v2 is not installed") as caught:
@@ -157,42 +157,42 @@ def test_without_nnunet_the_error_says_how_to_get_it(host, command):
 def test_the_installed_module_survives_the_removal_of_our_package(monkeypatch):
     """nnU-Net imports it in every look-up, also when nobody asks for a trainer of ours."""
     namespace: dict[str, object] = {}
-    exec(discovery.MODULE_TEXT, namespace)
+    exec(install.MODULE_TEXT, namespace)
     assert callable(namespace["__getattr__"])
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     namespace = {}
-    exec(discovery.MODULE_TEXT, namespace)
+    exec(install.MODULE_TEXT, namespace)
     assert "__getattr__" not in namespace
 
 
 def test_the_export_line_is_that_of_the_shell(monkeypatch):
-    monkeypatch.setattr(discovery, "os", SimpleNamespace(name="posix"))
-    assert discovery.export_line("nnUNet_raw", "/a b") == 'export nnUNet_raw="/a b"'
-    monkeypatch.setattr(discovery, "os", SimpleNamespace(name="nt"))
-    assert discovery.export_line("nnUNet_raw", "C:/a") == '$env:nnUNet_raw = "C:/a"'
+    monkeypatch.setattr(install, "os", SimpleNamespace(name="posix"))
+    assert install.export_line("nnUNet_raw", "/a b") == 'export nnUNet_raw="/a b"'
+    monkeypatch.setattr(install, "os", SimpleNamespace(name="nt"))
+    assert install.export_line("nnUNet_raw", "C:/a") == '$env:nnUNet_raw = "C:/a"'
 
 
 def test_external_folders_are_split_as_nnunet_does(monkeypatch):
     monkeypatch.setenv("nnUNet_extTrainer", os.pathsep.join(["/a b", " ", "", "c"]))
-    assert discovery.external_folders() == ["/a b", "c"]
+    assert install.external_folders() == ["/a b", "c"]
     monkeypatch.delenv("nnUNet_extTrainer")
-    assert discovery.external_folders() == []
+    assert install.external_folders() == []
 
 
 # Ask the look-up of a real nnU-Net, a copy that may be changed, in every situation in turn.
 SITUATIONS = """
 import json, os, sys
 from dataclasses import asdict
-from nnunet_unifiedloss import discovery
+from nnunet_unifiedloss.training import install
 
-folder, (foreign, broken) = str(discovery.trainers_folder()), sys.argv[1:]
+folder, (foreign, broken) = str(install.trainers_folder()), sys.argv[1:]
 
 def look_up(*external):
     os.environ.pop("nnUNet_extTrainer", None)
     if external:
         os.environ["nnUNet_extTrainer"] = os.pathsep.join(external)
-    found = asdict(discovery.look_up())
+    found = asdict(install.look_up())
     assert os.environ.get("nnUNet_extTrainer", "") == os.pathsep.join(external)
     return found
 
@@ -204,12 +204,12 @@ try:
     look_up(broken, folder)
 except RuntimeError as error:
     report["broken"] = str(error)
-report["path"] = str(discovery.install().path)
+report["path"] = str(install.install().path)
 report["install"], report["both"] = look_up(), look_up(folder)
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find
 name = "nnUNetTrainerUnifiedFocal_delta0.7_NoMirroring_2epochs_10iters"
 report["composed"] = [find(name).__name__, find("nnUNetTrainer_5epochs").__name__]
-discovery.uninstall()
+install.uninstall()
 forget()
 report["uninstalled"] = look_up()
 print(json.dumps(report))

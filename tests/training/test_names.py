@@ -9,14 +9,14 @@ import sys
 import pytest
 
 from nnunet_unifiedloss import losses, trainers
-from nnunet_unifiedloss.naming import (
+from nnunet_unifiedloss.training.host_variants import host_variants, sets_its_own_loss
+from nnunet_unifiedloss.training.names import (
     TrainerNameError,
     camel_case,
     catalogue,
     format_value,
     parse,
 )
-from nnunet_unifiedloss.variants import host_variants, sets_its_own_loss
 from tests.helpers.table import every_loss, parameter_sets
 
 VARIANTS = [suffix for suffix, cls in host_variants().items() if not sets_its_own_loss(cls)]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunet_unifiedloss.naming import catalogue
+from nnunet_unifiedloss.training.catalogue import catalogue
 from tests.helpers.nnunet_workspace import CASES, SCENARIOS, Workspace
 
 MAIN = "nnUNetTrainerUnifiedFocal_delta0.7_NoMirroring_2epochs_10iters"
@@ -252,7 +252,7 @@ def test_trainers_from_a_built_wheel(tmp_path):
         [*pip, "install", "--no-deps", "--target", str(target), str(wheel)], check=True, timeout=300
     )
     code = (
-        "from nnunet_unifiedloss.discovery import trainers_folder as f;"
+        "from nnunet_unifiedloss.training.install import trainers_folder as f;"
         "from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find;"
         "import os; os.environ['nnUNet_extTrainer'] = str(f());"
         "name = find('nnUNetTrainerUnifiedFocal_delta0.7_3epochs').__name__;"

@@ -15,7 +15,7 @@ import SimpleITK as sitk
 import torch
 from PIL import Image
 
-from nnunet_unifiedloss.naming import catalogue
+from nnunet_unifiedloss.training.catalogue import catalogue
 from tests.helpers.nnunet_workspace import Workspace, shrink
 
 ITERATIONS = 20

@@ -15,8 +15,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_unifiedloss import trainers
 from nnunet_unifiedloss.losses import BoundaryLoss, UnifiedFocalLoss
-from nnunet_unifiedloss.naming import HOST_DEFAULTS
-from nnunet_unifiedloss.trainer import LossTrainer, RecordedLoss
+from nnunet_unifiedloss.training.names import HOST_DEFAULTS
+from nnunet_unifiedloss.training.trainer import LossTrainer, RecordedLoss
 
 PATCH = (16, 16, 16)
 
@@ -241,7 +241,7 @@ def preprocessed(tmp_path, monkeypatch):
     for case in FakeDataset.segmentations:
         (folder / f"{case}_seg.b2nd").touch()
     monkeypatch.setattr(
-        "nnunet_unifiedloss.trainer.infer_dataset_class", lambda folder: FakeDataset
+        "nnunet_unifiedloss.training.trainer.infer_dataset_class", lambda folder: FakeDataset
     )
     monkeypatch.setattr(LossTrainer, "do_split", lambda self: (["a", "b"], ["not for training"]))
     return folder
@@ -295,7 +295,7 @@ def test_a_read_only_folder_does_not_end_the_training(preprocessed, monkeypatch)
     def refuse(*arguments):
         raise PermissionError("read-only")
 
-    monkeypatch.setattr("nnunet_unifiedloss.frequencies.write_atomically", refuse)
+    monkeypatch.setattr("nnunet_unifiedloss.training.class_weights.write_atomically", refuse)
     assert weighted_trainer(preprocessed, ignore=True).class_weights
 
 

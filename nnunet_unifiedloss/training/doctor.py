@@ -19,8 +19,8 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
-from nnunet_unifiedloss import discovery
-from nnunet_unifiedloss.probe import DEVICES, Probe, probe_environment
+from nnunet_unifiedloss.training import install
+from nnunet_unifiedloss.training.probe import DEVICES, Probe, probe_environment
 
 __all__ = ["Finding", "diagnose"]
 
@@ -84,7 +84,7 @@ def diagnose(device: str | None = None) -> list[Finding]:
     for check in checks:
         try:
             findings += check()
-        except (discovery.DiscoveryError, OSError) as error:
+        except (install.DiscoveryError, OSError) as error:
             remedy = getattr(error, "remedy", "see to the file that the message names")
             findings.append(Finding("environment", "error", str(error), remedy))
     return findings
@@ -183,7 +183,7 @@ def _check_folder(variable: str, unset: Status, absent: Status, unwritable: Stat
     folder = os.environ.get(variable)
     if not folder:
         proposal = f"$HOME/nnUNet/{variable}"
-        remedy = f'mkdir -p "{proposal}"; {discovery.export_line(variable, proposal)}'
+        remedy = f'mkdir -p "{proposal}"; {install.export_line(variable, proposal)}'
         return Finding(variable, unset, "not set", remedy)
     if not os.path.lexists(folder):
         return Finding(variable, absent, f"{folder} does not exist", f'mkdir -p "{folder}"')
@@ -191,21 +191,21 @@ def _check_folder(variable: str, unset: Status, absent: Status, unwritable: Stat
         with tempfile.TemporaryFile(dir=folder):
             return Finding(variable, "ok", folder)
     except OSError as error:
-        other = discovery.export_line(variable, "<a folder of yours>")
+        other = install.export_line(variable, "<a folder of yours>")
         remedy = f'chmod u+w "{folder}", or: {other}' if os.path.isdir(folder) else other
         detail = f"{folder} cannot be written to: {error.strerror}"
         return Finding(variable, unwritable, detail, remedy)
 
 
 def _check_look_up(probe: Probe) -> list[Finding]:
-    check, remedy = "look-up", f"nnunet-unifiedloss install, or: {discovery.external_line()}"
+    check, remedy = "look-up", f"nnunet-unifiedloss install, or: {install.external_line()}"
     if check in probe.errors:
         see = "mend what stands above; nnU-Net's look-up stops at this error, a training would, too"
         return [Finding(check, "error", probe.errors[check], see)]
-    result = discovery.LookUp(**probe.values[check])
+    result = install.LookUp(**probe.values[check])
     ways = ["the installed module"] if result.installed else []
-    if discovery.external_folders() and (_external_is_ours() or not ways):
-        ways.append(discovery.VARIABLE)
+    if install.external_folders() and (_external_is_ours() or not ways):
+        ways.append(install.VARIABLE)
     findings = [
         Finding(
             "name clashes", "error", f"{name} is {other}, not ours", "rename or remove that class"
@@ -224,25 +224,25 @@ def _check_look_up(probe: Probe) -> list[Finding]:
 def _check_installed_module() -> list[Finding]:
     if importlib.util.find_spec("nnunetv2") is None:
         return []
-    state = discovery.module_state()
+    state = install.module_state()
     if state == "outdated":
         detail = "the installed module is that of another version"
         return [Finding("install", "warning", detail, "nnunet-unifiedloss install")]
     if state == "foreign":
-        detail = f"{discovery.MODULE_NAME}.py in nnU-Net's folder is not ours"
+        detail = f"{install.MODULE_NAME}.py in nnU-Net's folder is not ours"
         return [Finding("install", "warning", detail, "move it away: it has our module's name")]
     return []
 
 
 def _external_is_ours() -> bool:
-    ours = discovery.trainers_folder()
-    return any(Path(folder).resolve() == ours for folder in discovery.external_folders())
+    ours = install.trainers_folder()
+    return any(Path(folder).resolve() == ours for folder in install.external_folders())
 
 
 def _check_external_folders() -> list[Finding]:
-    check, remedy, findings = discovery.VARIABLE, discovery.external_line(), []
-    for folder in discovery.external_folders():
-        is_ours = Path(folder).resolve() == discovery.trainers_folder()
+    check, remedy, findings = install.VARIABLE, install.external_line(), []
+    for folder in install.external_folders():
+        is_ours = Path(folder).resolve() == install.trainers_folder()
         if not os.path.exists(folder):
             findings.append(Finding(check, "warning", f"{folder} does not exist", remedy))
         elif not is_ours and any(Path(folder).glob("unifiedloss_*.py")):
@@ -277,7 +277,7 @@ def _check_workers(probe: Probe) -> list[Finding]:
     if value is None or "workers" not in probe.errors:
         return []
     detail = f"{WORKERS_VARIABLE}={value}: {probe.errors['workers']}"
-    remedy = discovery.export_line(WORKERS_VARIABLE, "12")
+    remedy = install.export_line(WORKERS_VARIABLE, "12")
     return [Finding("workers", "error", detail, remedy)]
 
 
@@ -298,7 +298,7 @@ def _check_shared_memory(workers: int) -> list[Finding]:
     detail += f"; {workers} workers with large 3-D patches fill {needed} MB and then die"
     remedy = (
         f"in Docker: --shm-size={needed // 1000 + 1}g or --ipc=host; else no workers: "
-        f"{discovery.export_line(WORKERS_VARIABLE, '0')}"
+        f"{install.export_line(WORKERS_VARIABLE, '0')}"
     )
     # below a tenth, the standard patch with a single image does not fit either
     return [Finding("shared memory", "error" if free < needed / 10 else "warning", detail, remedy)]
@@ -319,6 +319,6 @@ def _check_open_files(workers: int) -> list[Finding]:
     detail = f"{soft} allowed, about {needed} needed by {workers} workers"
     remedy = "ulimit -n 4096"
     if hard != resource.RLIM_INFINITY and hard < 4096:
-        fewer = discovery.export_line(WORKERS_VARIABLE, "2")
+        fewer = install.export_line(WORKERS_VARIABLE, "2")
         remedy = f"ask for a higher hard limit of open files ({hard} now), or: {fewer}"
     return [Finding("open files", "error" if soft < needed else "warning", detail, remedy)]

@@ -5,15 +5,55 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nnunet_unifiedloss.compare.measurement import Labels, Segmentation
-from nnunet_unifiedloss.compare.metrics import COUNTS
-from nnunet_unifiedloss.trainings import Training, nnunet_folder, read_json, read_summary
+from nnunet_unifiedloss.results.trainings import Training, nnunet_folder, read_json, read_summary
 
-__all__ = ["ValidatedCase", "first_existing", "read_labels", "reference_folders", "validated_cases"]
+__all__ = [
+    "COUNTS",
+    "Labels",
+    "Segmentation",
+    "ValidatedCase",
+    "first_existing",
+    "read_labels",
+    "reference_folders",
+    "validated_cases",
+]
+
+# the keys under which nnU-Net's summary.json counts voxels
+COUNTS = ("TP", "FP", "FN", "TN", "n_pred", "n_ref")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What is segmented, and how its files are read.
+
+    Attributes:
+        structures: The label values of each structure (label or region), by its name.
+        ignored: The ignore label, or None.
+        reader: Name of nnU-Net's reader of the files.
+    """
+
+    structures: dict[str, tuple[int, ...]]
+    ignored: int | None
+    reader: str
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """One prediction, its reference, and what is in them.
+
+    Attributes:
+        prediction: nnU-Net's file.
+        reference: The file of the reference.
+        labels: What is segmented.
+    """
+
+    prediction: Path
+    reference: Path
+    labels: Labels = field(compare=False)
 
 
 @dataclass(frozen=True)

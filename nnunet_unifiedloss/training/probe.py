@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from nnunet_unifiedloss import discovery
+from nnunet_unifiedloss.training import install
 
 DEVICES = ("cuda", "mps", "cpu")
 SECONDS_PER_PROBE = 300
@@ -67,7 +67,7 @@ def _probe_device(request: Request) -> dict[str, Any]:
 
 
 def _probe_look_up(_request: Request) -> dict[str, Any]:
-    return asdict(discovery.look_up())
+    return asdict(install.look_up())
 
 
 def _probe_trainers(request: Request) -> dict[str, str]:
@@ -77,10 +77,10 @@ def _probe_trainers(request: Request) -> dict[str, str]:
 
 
 def _why_not_found(trainer: str) -> str | None:
-    from nnunet_unifiedloss.naming import catalogue
+    from nnunet_unifiedloss.training.catalogue import catalogue
 
     try:
-        if discovery.host_look_up(trainer) is not None:
+        if install.host_look_up(trainer) is not None:
             return None
     except Exception as error:  # a name of ours that breaks the grammar says what is right
         text = str(error)
@@ -106,7 +106,7 @@ _CHILD = """
 import json, sys
 request = json.load(sys.stdin)
 sys.path[:] = request["path"]
-from nnunet_unifiedloss.probe import take_steps
+from nnunet_unifiedloss.training.probe import take_steps
 take_steps(request)
 """
 

@@ -15,15 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nnunet_unifiedloss.losses import SegmentationLoss
-from nnunet_unifiedloss.variants import PREFIX, host_variants, sets_its_own_loss
+from nnunet_unifiedloss.training.catalogue import catalogue
+from nnunet_unifiedloss.training.host_variants import PREFIX, host_variants, sets_its_own_loss
 
-__all__ = [
-    "TrainerEntry",
-    "TrainerName",
-    "TrainerNameError",
-    "catalogue",
-    "parse",
-]
+__all__ = ["TrainerName", "TrainerNameError", "parse"]
 
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?"
 _LIST = re.compile(rf"{_NUMBER}(?:-{_NUMBER})+", re.IGNORECASE)
@@ -36,29 +31,6 @@ _LONGEST_NAME = 200  # file systems allow 255 characters, and plans and configur
 
 class TrainerNameError(ValueError):
     """A trainer name that is ours but breaks the grammar; the message says what is right."""
-
-
-@dataclass(frozen=True)
-class TrainerEntry:
-    """One trainer of the catalogue.
-
-    Attributes:
-        trainer: Name of the trainer.
-        loss: Name of the loss class.
-        parameters: Hyperparameters with their defaults.
-        paper: Where the loss comes from.
-        when: One line on when to use it.
-        when_not: One line on when not to.
-        family: distribution, region, boundary, structural or compound.
-    """
-
-    trainer: str
-    loss: str
-    parameters: dict[str, Any]
-    paper: str
-    when: str
-    when_not: str
-    family: str
 
 
 @dataclass(frozen=True)
@@ -105,27 +77,6 @@ class TrainerName:
         return "_".join(parts)
 
 
-def catalogue() -> list[TrainerEntry]:
-    """Every trainer with the default parameters of its loss, sorted by name.
-
-    Example:
-        >>> [entry.parameters for entry in catalogue() if entry.loss == "FocalLoss"]
-        [{'gamma': 2, 'alpha': None}]
-    """
-    return [
-        TrainerEntry(
-            trainer=PREFIX + name.removesuffix("Loss"),
-            loss=name,
-            parameters=cls.defaults(),
-            paper=cls.paper,
-            when=cls.when,
-            when_not=cls.when_not,
-            family=cls.family,
-        )
-        for name, cls in sorted(SegmentationLoss.registry.items())
-    ]
-
-
 def loss_of(name: str) -> type[SegmentationLoss] | None:
     """The loss that a trainer name is about, or None where the name is not ours.
 
@@ -160,9 +111,10 @@ def parse(name: str) -> TrainerName:
         >>> parse("nnUNetTrainerUnifiedFocal_gamma0.3_delta0.70")
         Traceback (most recent call last):
             ...
-        nnunet_unifiedloss.naming.TrainerNameError: nnUNetTrainerUnifiedFocal_gamma0.3_delta0.70: \
-another spelling of nnUNetTrainerUnifiedFocal_delta0.7_gamma0.3; nnU-Net finds results by the \
-typed name, so use that one
+        nnunet_unifiedloss.training.names.TrainerNameError: \
+nnUNetTrainerUnifiedFocal_gamma0.3_delta0.70: another spelling of \
+nnUNetTrainerUnifiedFocal_delta0.7_gamma0.3; nnU-Net finds results by the typed name, so use \
+that one
     """
     loss = loss_of(name)
     if loss is None:

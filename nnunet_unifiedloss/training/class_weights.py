@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from nnunet_unifiedloss.files import write_atomically
+from nnunet_unifiedloss._support.files import write_atomically
 
 _ENTRY = {"modified", "voxels"}  # what is kept of a case
 

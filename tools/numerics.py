@@ -1,6 +1,6 @@
 """Makes docs/numerics.md: our values beside those of others on the same logits.
 
-python docs/numerics.py    # needs MONAI for the second table: pip install -e '.[benchmark]'
+python tools/numerics.py    # needs MONAI for the second table: pip install -e '.[benchmark]'
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from torch import Tensor
 
 from nnunet_unifiedloss import losses
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "tests" / "reference"
 INPUTS = np.load(REFERENCE / "inputs.npz")
 IGNORED = 255
 INTRODUCTION = """# Numbers beside those of others
 
-<!-- Written by docs/numerics.py; run it again. -->
+<!-- Written by tools/numerics.py; run it again. -->
 
 ## Where they agree
 
-`python docs/numerics.py` evaluates every loss on logits and labels on which code of others was run once
+`python tools/numerics.py` evaluates every loss on logits and labels on which code of others was run once
 ([tests/reference](../tests/reference)), in float64. Value: of the first case; the difference is the largest over the cases.
 Signs and constants are converted (Combo subtracts Dice, nnU-Net's Dice is negative). Where others compute in float32, near a
 perfect prediction only their rounding is left; it is absolute and below 1e-7.

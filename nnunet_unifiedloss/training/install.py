@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from nnunet_unifiedloss.files import write_atomically
+from nnunet_unifiedloss._support.files import write_atomically
 
 __all__ = [
     "DiscoveryError",
@@ -240,8 +240,8 @@ def look_up() -> LookUp:
     Raises:
         Exception: Whatever stops nnU-Net's look-up, as it would stop a training.
     """
-    from nnunet_unifiedloss.naming import catalogue
-    from nnunet_unifiedloss.trainer import LossTrainer
+    from nnunet_unifiedloss.training.catalogue import catalogue
+    from nnunet_unifiedloss.training.trainer import LossTrainer
 
     names = [entry.trainer for entry in catalogue()]
     classes = {name: host_look_up(name) for name in names}

@@ -1,8 +1,8 @@
-"""Makes docs/losses.md and its figures from the registry, the docstrings and docs/measured.json.
+"""Makes docs/losses.md and its figures from the losses' docstrings and benchmarks/measured.json.
 
-python docs/generate.py            # write the page
-python docs/generate.py --figures  # and draw the figures
-python docs/generate.py --check    # exit code 1 where the page is not what would be written
+python tools/losses_page.py            # write the page
+python tools/losses_page.py --figures  # and draw the figures
+python tools/losses_page.py --check    # exit code 1 where the page is not what would be written
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ import sys
 from pathlib import Path
 
 from nnunet_unifiedloss.losses import SegmentationLoss
-from nnunet_unifiedloss.naming import TrainerEntry, catalogue, format_value
+from nnunet_unifiedloss.training.catalogue import TrainerEntry, catalogue
+from nnunet_unifiedloss.training.names import format_value
 
-DOCS = Path(__file__).parent
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 PAGE = DOCS / "losses.md"
 FAMILIES = {
     "distribution": "Distribution-based: each voxel by itself",
@@ -39,7 +41,7 @@ FIGURES = {
 }
 INTRODUCTION = """# The losses
 
-<!-- Written by docs/generate.py; change the docstrings and run it again. -->
+<!-- Written by tools/losses_page.py; change the docstrings and run it again. -->
 
 Every loss is a trainer, `nnUNetTrainer` + its name, and a PyTorch module in
 `nnunet_unifiedloss.losses`. p is the softmax of the logits, with `regions=True` the sigmoid, where
@@ -48,10 +50,11 @@ voxel's true class, CE = −ln p_t; TP, FP, FN are soft counts; s is `smooth`.
 
 *Cost* is time and peak memory of forward and backward, and *gradient* the norm of the gradient
 with respect to the logits, each relative to nnU-Net's default loss (Dice + cross entropy) on the
-same logits: `python benchmarks/loss_cost.py --json docs/measured.json` on a patch of (2, 4, 96,
-96, 96), `python benchmarks/gradient_norm.py --json docs/measured.json`. SGD feels the scale of a
-loss: the `_lr` beside it, nnU-Net's 0.01 divided by the ratio, makes trainings comparable; see
-[training.md](training.md). "Ma 2021" is the comparison of 20 losses on four segmentation tasks in
+same logits: `python benchmarks/loss_cost.py --json benchmarks/measured.json` on a patch of
+(2, 4, 96, 96, 96), `python benchmarks/gradient_norm.py --json benchmarks/measured.json`. SGD feels
+the scale of a loss: the `_lr` beside it, nnU-Net's 0.01 divided by the ratio, makes trainings
+comparable; see [training.md](training.md). "Ma 2021" is the comparison of 20 losses on four
+segmentation tasks in
 [Medical Image Analysis 71, 102035](https://doi.org/10.1016/j.media.2021.102035): no loss was best
 on all of them, compound losses with a Dice term were the most robust.
 """
@@ -59,7 +62,7 @@ on all of them, compound losses with a Dice term were the most robust.
 
 def page() -> str:
     """The whole page."""
-    measured = json.loads((DOCS / "measured.json").read_text())
+    measured = json.loads((ROOT / "benchmarks" / "measured.json").read_text())
     parts = [INTRODUCTION]
     for family, title in FAMILIES.items():
         entries = [entry for entry in catalogue() if entry.family == family]
@@ -125,7 +128,7 @@ def main() -> int:
     text = page()
     if arguments.check:
         if PAGE.read_text(encoding="utf-8") != text:
-            print(f"{PAGE} is not what the docstrings say; run: python docs/generate.py")
+            print(f"{PAGE} is not what the docstrings say; run: python tools/losses_page.py")
             return 1
         return 0
     PAGE.write_text(text, encoding="utf-8")

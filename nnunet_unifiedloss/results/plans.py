@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_unifiedloss.trainings import read_json
+from nnunet_unifiedloss.results.trainings import read_json
 
 # what nnU-Net's planners plan, if the images are large enough
 STANDARD_CONFIGURATIONS: dict[str, dict[str, Any]] = {

@@ -1,7 +1,7 @@
 """Draws which room of the package imports which, in docs/inside.md, from the source.
 
-python docs/imports.py          # write the drawing
-python docs/imports.py --check  # exit code 1 where the drawing is not what would be written
+python tools/imports.py          # write the drawing
+python tools/imports.py --check  # exit code 1 where the drawing is not what would be written
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-DOCS = Path(__file__).parent
-PAGE = DOCS / "inside.md"
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "inside.md"
 PACKAGE = "nnunet_unifiedloss"
 BEGIN, END = "```mermaid\n", "```\n"
 
@@ -37,7 +37,7 @@ class Import:
 
 def modules() -> dict[str, Path]:
     """All modules of the package by name, the trainers included."""
-    folders = {PACKAGE: DOCS.parent / PACKAGE, f"{PACKAGE}.trainers": DOCS.parent / "trainers"}
+    folders = {PACKAGE: ROOT / PACKAGE, f"{PACKAGE}.trainers": ROOT / "trainers"}
     return {
         ".".join((name, *path.relative_to(folder).with_suffix("").parts)).removesuffix(
             ".__init__"
@@ -131,7 +131,7 @@ def main() -> int:
     text = page()
     if parser.parse_args().check:
         if PAGE.read_text(encoding="utf-8") != text:
-            print(f"{PAGE} is not what the source says; run: python docs/imports.py")
+            print(f"{PAGE} is not what the source says; run: python tools/imports.py")
             return 1
         return 0
     PAGE.write_text(text, encoding="utf-8")

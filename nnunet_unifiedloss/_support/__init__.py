@@ -1,0 +1,1 @@
+"""Helpers for files, processes and the terminal; private."""

@@ -1,0 +1,1 @@
+"""Everything that touches nnU-Net's training: trainers, their names, and how nnU-Net finds them."""
