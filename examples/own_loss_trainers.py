@@ -1,10 +1,10 @@
 """A loss of one's own and its trainer."""
 
+from nnunet_unifiedloss.losses.arguments import check_number
+from nnunet_unifiedloss.losses.view import View
 from torch import Tensor
 
-from nnunet_unifiedloss.losses.arguments import check_number
 from nnunet_unifiedloss.losses.base import SegmentationLoss
-from nnunet_unifiedloss.losses.view import View
 from nnunet_unifiedloss.trainer import LossTrainer, trainer_lookup
 
 

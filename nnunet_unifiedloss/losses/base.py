@@ -155,9 +155,7 @@ class SegmentationLoss(nn.Module):
         """The summands of the loss by name."""
         return {type(self).__name__.removesuffix("Loss"): self.evaluate(batch)}
 
-    def batch(
-        self, logits: Tensor, target: Tensor, zoom: tuple[float, ...] | None = None
-    ) -> Batch:
+    def batch(self, logits: Tensor, target: Tensor, zoom: tuple[float, ...] | None = None) -> Batch:
         """Check the shapes and return the quantities that all terms of the loss share."""
         self._check_input(logits, target)
         options = {"batch_dice": self.batch_dice, "ddp": self.ddp, "zoom": zoom}

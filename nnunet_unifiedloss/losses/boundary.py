@@ -235,7 +235,9 @@ class ShapeAwareLoss(SegmentationLoss):
             wrong = (predicted != reference) & batch.counted
             curve, reference_curve = (_curve(x, batch.counted) for x in (predicted, reference))
             size, dtype = voxel_size(batch, self.spacing), batch.error.dtype
-            squared = squared_distance(~reference_curve & batch.counted, reference_curve, size, dtype)
+            squared = squared_distance(
+                ~reference_curve & batch.counted, reference_curve, size, dtype
+            )
             length = curve.flatten(2).sum(2).clamp_min(1)
             mean_distance = (squared.sqrt() * curve).flatten(2).sum(2) / length
             penalty = wrong * per_voxel(mean_distance, wrong)

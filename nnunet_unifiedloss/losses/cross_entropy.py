@@ -93,7 +93,7 @@ class WeightedCrossEntropyLoss(SegmentationLoss):
         return (weighted / total.clamp_min(torch.finfo(total.dtype).tiny)).mean()
 
     def _weights(self, batch: Batch) -> Tensor:
-        """w of each group and class, (G or 1, K)."""
+        """W of each group and class, (G or 1, K)."""
         if self.class_weights is None:
             return batch.cross_entropy.new_ones(1, batch.num_classes)
         pairs = isinstance(self.class_weights[0], tuple)

@@ -112,7 +112,7 @@ class SymmetricFocalLoss(SegmentationLoss):
         return batch.mean_over_voxels(weighted)
 
 
-class AsymmetricFocalLoss(SegmentationLoss):
+class AsymmetricFocalLoss(SymmetricFocalLoss):
     r"""Asymmetric focal loss: only background voxels are faded out.
 
     .. math:: L = \operatorname{mean}\begin{cases}
@@ -135,15 +135,9 @@ class AsymmetricFocalLoss(SegmentationLoss):
         but the background is a rare class.
     """
 
-    family = "distribution"
     paper = "Yeung 2021, arXiv:2102.04525"
     when = "Rare foreground that must keep its full gradient while easy background fades."
     when_not = "Alone on tiny structures: nothing rewards overlap."
-
-    def __init__(self, *, delta: float = 0.7, gamma: float = 2, **options: Unpack[Options]) -> None:
-        super().__init__(**options)
-        self.delta = check_number("delta", delta, maximum=1)
-        self.gamma = check_number("gamma", gamma)
 
     def evaluate(self, batch: Batch) -> Tensor:
         """Mean of δ · CE on the foreground and (1 − δ) · (1 − p_t)^γ · CE on the background."""

@@ -66,7 +66,7 @@ def constants(values: Sequence[float], like: Tensor) -> Tensor:
 
 
 def safe_divide(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """numerator / denominator, and 0 where the denominator is 0; both ≥ 0, numerator the smaller.
+    """Numerator / denominator, and 0 where the denominator is 0; both ≥ 0, numerator the smaller.
 
     "0" ends at the root of the smallest float: below it, the gradient 1/denominator² overflows.
     """

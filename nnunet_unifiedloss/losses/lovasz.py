@@ -87,8 +87,9 @@ def by_levels(errors: Tensor, inside: Tensor, counted: Tensor) -> Tensor:
     """As :func:`by_sorting`, for voxels grouped by the leading digits of their errors.
 
     In a level, either the I voxels of the class become wrong first or the O others do; each voxel
-    gets the mean of both. With r = P − i and u = P + j before the level and v = u + O after it, that
-    is (1/u + 1/v)/2 inside and (r − I/2)/(uv) outside, and a level adds what it adds to the loss.
+    gets the mean of both. With r = P − i and u = P + j before the level and v = u + O after it,
+    that is (1/u + 1/v)/2 inside and (r − I/2)/(uv) outside. The increments of a level add up to
+    what the level as a whole adds to the loss.
     """
     groups, classes, _ = errors.shape
     rows = torch.arange(2 * groups * classes, dtype=torch.int32, device=errors.device)

@@ -213,7 +213,7 @@ class Batch(ABC):
         return self.counted.flatten(1).sum(1).to(self.error.dtype)
 
     def over_samples(self, values: Tensor) -> Tensor:
-        """Values of each sample; where ``batch_dice`` their sum over batch and ranks, with B = 1."""
+        """Values of each sample, or, with ``batch_dice``, their sum over batch and ranks (B = 1)."""
         return self.over_batch(values)[None] if self.batch_dice else values
 
     def over_batch(self, values: Tensor) -> Tensor:
@@ -302,7 +302,8 @@ class LabelBatch(Batch):
         """
         rows = self.truth.flatten(2, -2)
         sums = values.new_zeros(*rows.shape[:3], self.num_classes)
-        return sums.scatter_add(3, rows, values.flatten(2, -2)).sum(2)
+        sums = sums.scatter_add(3, rows, values.flatten(2, -2))
+        return sums.sum(2)
 
 
 class RegionBatch(Batch):

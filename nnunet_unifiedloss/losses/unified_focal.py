@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from typing_extensions import Unpack
 
-from nnunet_unifiedloss.losses.base import CompoundLoss, Options, SegmentationLoss
+from nnunet_unifiedloss.losses.base import CompoundLoss, Options
 from nnunet_unifiedloss.losses.checks import check_flag, check_number
 from nnunet_unifiedloss.losses.focal import AsymmetricFocalLoss, SymmetricFocalLoss
 from nnunet_unifiedloss.losses.tversky import (
@@ -49,7 +49,7 @@ class UnifiedFocalLoss(CompoundLoss):
     when_not = "With nnU-Net's learning rate as it is: its gradient is a quarter of the default's."
 
     tversky_loss: ClassVar[type[SymmetricFocalTverskyLoss]] = AsymmetricFocalTverskyLoss
-    focal_loss: ClassVar[type[SegmentationLoss]] = AsymmetricFocalLoss
+    focal_loss: ClassVar[type[SymmetricFocalLoss]] = AsymmetricFocalLoss
 
     def __init__(
         self,
@@ -67,10 +67,14 @@ class UnifiedFocalLoss(CompoundLoss):
         self.gamma = check_number("gamma", gamma, maximum=1, below=True)
         self.smooth = check_number("smooth", smooth)
         self.include_background = check_flag("include_background", include_background)
-        shared = {"delta": self.delta, "gamma": self.gamma, **options}
-        overlap = {"smooth": smooth, "include_background": include_background}
-        tversky = self.tversky_loss(**overlap, **shared)
-        focal = self.focal_loss(**shared)
+        tversky = self.tversky_loss(
+            delta=delta,
+            gamma=gamma,
+            smooth=smooth,
+            include_background=include_background,
+            **options,
+        )
+        focal = self.focal_loss(delta=delta, gamma=gamma, **options)
         parts = ((self.weight, tversky), (1 - self.weight, focal))
         self.combine(**{type(loss).__name__.removesuffix("Loss"): (w, loss) for w, loss in parts})
 
