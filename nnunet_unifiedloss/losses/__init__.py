@@ -31,10 +31,10 @@ from nnunet_unifiedloss.losses.dice import (
     GeneralizedDiceLoss,
     LogCoshDiceLoss,
     PenaltyGeneralizedDiceLoss,
+    SensitivitySpecificityLoss,
 )
 from nnunet_unifiedloss.losses.focal import AsymmetricFocalLoss, FocalLoss, SymmetricFocalLoss
 from nnunet_unifiedloss.losses.lovasz import LovaszLoss
-from nnunet_unifiedloss.losses.sensitivity_specificity import SensitivitySpecificityLoss
 from nnunet_unifiedloss.losses.structural import StructuralSimilarityLoss
 from nnunet_unifiedloss.losses.tversky import (
     AsymmetricFocalTverskyLoss,

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import TypedDict
+from typing_extensions import TypedDict, Unpack
 
-from nnunet_unifiedloss.losses.checks import check_flag, check_label
-from nnunet_unifiedloss.losses.probabilities import Batch, LabelBatch, RegionBatch
+from nnunet_unifiedloss.losses.checks import check_flag, check_label, check_number
+from nnunet_unifiedloss.losses.probabilities import Batch, Counts, LabelBatch, RegionBatch
 
 
 class Options(TypedDict, total=False):
@@ -67,9 +67,9 @@ class SegmentationLoss(nn.Module):
     compiles: ClassVar[bool] = True
     scheduled: ClassVar[bool] = False
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:  # noqa: ANN401
-        super().__init_subclass__(**kwargs)
-        if not cls.__name__.endswith("Loss") or cls.__name__ == "CompoundLoss":
+    def __init_subclass__(cls, *, abstract: bool = False) -> None:
+        super().__init_subclass__()
+        if abstract or not cls.__name__.endswith("Loss"):
             return
         known = SegmentationLoss.registry.get(cls.__name__, cls)
         # nnU-Net loads modules of external trainers anew each time it looks for one
@@ -109,14 +109,24 @@ class SegmentationLoss(nn.Module):
         return {p.name: p.default for p in parameters if p.name not in Options.__annotations__}
 
     @property
+    def options(self) -> Options:
+        """The shared options, for the parts of a compound loss."""
+        return {
+            "regions": self.regions,
+            "ignore_label": self.ignore_label,
+            "batch_dice": self.batch_dice,
+            "ddp": self.ddp,
+        }
+
+    @property
     def hyperparameters(self) -> dict[str, Any]:
         """The hyperparameters of this loss with the values they have."""
         return {name: getattr(self, name) for name in self.defaults()}
 
     def extra_repr(self) -> str:
         """The hyperparameters and options, as they would be passed to the constructor."""
-        options = {name: getattr(self, name) for name in Options.__annotations__}
-        return ", ".join(f"{k}={v!r}" for k, v in (self.hyperparameters | options).items())
+        values = {**self.hyperparameters, **self.options}
+        return ", ".join(f"{name}={value!r}" for name, value in values.items())
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss of a batch, a scalar."""
@@ -204,7 +214,38 @@ class SegmentationLoss(nn.Module):
         return [(batch, 1, *space), (batch, *space)]
 
 
-class CompoundLoss(SegmentationLoss):
+class OverlapOptions(Options, total=False):
+    """Options of losses of soft counts."""
+
+    smooth: float
+    include_background: bool
+
+
+class OverlapLoss(SegmentationLoss, abstract=True):
+    """Base class of losses of soft counts.
+
+    Args:
+        smooth: s ≥ 0, added to numerator and denominator.
+        include_background: Use the background class too.
+        **options: See :class:`SegmentationLoss`.
+    """
+
+    family = "region"
+
+    def __init__(
+        self, *, smooth: float = 1e-5, include_background: bool = False, **options: Unpack[Options]
+    ) -> None:
+        super().__init__(**options)
+        self.smooth = check_number("smooth", smooth)
+        self.include_background = check_flag("include_background", include_background)
+
+    def counts(self, batch: Batch) -> Counts:
+        """Soft counts of the classes in use, (B, G, K)."""
+        first = 0 if self.include_background else 1
+        return Counts(*(count[..., first:] for count in batch.counts))
+
+
+class CompoundLoss(SegmentationLoss, abstract=True):
     """A weighted sum of losses that share one softmax.
 
     Subclasses call :meth:`combine` at the end of their constructor, or implement
@@ -232,20 +273,22 @@ class CompoundLoss(SegmentationLoss):
 
 
 def _explicit_signature(cls: type[SegmentationLoss]) -> inspect.Signature:
-    """The constructor's signature with the options of every loss spelt out."""
-    own = [
-        parameter
-        for name, parameter in inspect.signature(cls.__init__).parameters.items()
-        if name != "self" and parameter.kind is not parameter.VAR_KEYWORD
-    ]
-    shared = inspect.signature(SegmentationLoss.__init__).parameters
-    taken = {parameter.name for parameter in own}
-    options = [shared[name] for name in Options.__annotations__ if name not in taken]
-    return inspect.Signature([*own, *options])
+    """The constructor's signature with inherited arguments and the shared options spelt out."""
+    found: dict[str, inspect.Parameter] = {}
+    for base in cls.__mro__:
+        constructor = vars(base).get("__init__")
+        if constructor and issubclass(base, SegmentationLoss):
+            for name, parameter in inspect.signature(constructor).parameters.items():
+                if parameter.kind is parameter.KEYWORD_ONLY:
+                    found.setdefault(name, parameter)
+    shared = Options.__annotations__
+    return inspect.Signature(sorted(found.values(), key=lambda parameter: parameter.name in shared))
 
 
 __all__ = [
     "CompoundLoss",
     "Options",
+    "OverlapLoss",
+    "OverlapOptions",
     "SegmentationLoss",
 ]

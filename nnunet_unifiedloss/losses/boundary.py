@@ -2,25 +2,67 @@
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from typing_extensions import Unpack
 
 from nnunet_unifiedloss.losses.base import Options, SegmentationLoss
 from nnunet_unifiedloss.losses.checks import check_count, check_flag, check_number, check_spacing
-from nnunet_unifiedloss.losses.distance import (
-    squared_distance,
-    squared_distance_to_other_side,
-    voxel_size,
-)
-from nnunet_unifiedloss.losses.functional import safe_divide
+from nnunet_unifiedloss.losses.distance import squared_distance
+from nnunet_unifiedloss.losses.functional import power, safe_divide, shift
 from nnunet_unifiedloss.losses.probabilities import Batch, per_voxel
 
 
-class BoundaryLoss(SegmentationLoss):
+class SpacingOptions(Options, total=False):
+    """Options of losses of distances."""
+
+    spacing: Sequence[float] | None
+
+
+class DistanceLoss(SegmentationLoss, abstract=True):
+    """Base class of losses of distances.
+
+    Args:
+        spacing: Size of the image's voxels along each axis; None: distances in voxels. Outputs of
+            deep supervision have larger voxels.
+        **options: See :class:`SegmentationLoss`.
+    """
+
+    family = "boundary"
+    compiles = False
+
+    def __init__(
+        self, *, spacing: Sequence[float] | None = None, **options: Unpack[Options]
+    ) -> None:
+        super().__init__(**options)
+        self.spacing = check_spacing(spacing)
+
+    def squared_distance(self, of: Tensor, to: Tensor, batch: Batch) -> Tensor:
+        """Squared distance of some voxels to the nearest of others, 0 elsewhere, (…, *S)."""
+        axes = batch.error.ndim - 2
+        spacing, zoom = self.spacing or (1.0,) * axes, (batch.zoom or (1.0,) * axes)
+        if len(spacing) != axes:
+            raise ValueError(
+                f"spacing: has {len(spacing)} numbers for images of {axes} axes, got {spacing}"
+            )
+        size = tuple(map(operator.mul, spacing, zoom)) if self.spacing else spacing
+        return squared_distance(of, to, size, batch.error.dtype)
+
+    def squared_distance_to_other_side(self, mask: Tensor, batch: Batch) -> Tensor:
+        """Squared distance of every voxel to the other side of a mask's boundary, (B, G, K, *S).
+
+        It is 0 for ignored voxels, which are on neither side, and for an empty or full mask.
+        """
+        complement = ~mask & batch.counted[:, :, None]
+        distance = self.squared_distance(mask, complement, batch)
+        return distance.add_(self.squared_distance(complement, mask, batch))
+
+
+class BoundaryLoss(DistanceLoss):
     r"""Boundary loss: probability weighted by the signed distance to the reference boundary.
 
     .. math:: L = \operatorname{mean}(p \, \varphi), \quad \varphi = \begin{cases}
@@ -29,15 +71,13 @@ class BoundaryLoss(SegmentationLoss):
         0 & \text{the class is absent} \end{cases}
 
     d is the distance to the other side of the boundary. The mean is over samples, voxels and
-    foreground classes. As published, the loss is negative for good predictions, and 1 is subtracted
-    inside whatever the unit: with voxels smaller than 1, those next to the boundary get a positive φ.
+    classes in use. As published, the loss is negative for good predictions, and 1 is subtracted
+    inside whatever the unit: if voxels are smaller than 1, those next to the boundary get φ > 0.
 
     Args:
         include_background: Use the background class too, as the authors do for several classes.
-        spacing: Size of a voxel along each axis; None: distances in voxels.
 
     Example:
-        >>> import torch
         >>> logits, target = torch.zeros(1, 2, 1, 5), torch.zeros(1, 1, 1, 5)
         >>> target[..., :2] = 1  # φ = -1, 0, 1, 2, 3
         >>> round(BoundaryLoss()(logits, target).item(), 4)
@@ -48,35 +88,28 @@ class BoundaryLoss(SegmentationLoss):
         (arXiv:1812.07032), equation 5, with the distances of the authors' code.
     """
 
-    family = "boundary"
     paper = "Kervadec 2019, arXiv:1812.07032"
     when = "Beside an overlap loss: pulls far-away false positives in."
     when_not = "Alone: an empty prediction is a local optimum."
-    compiles = False
 
     def __init__(
-        self,
-        *,
-        include_background: bool = False,
-        spacing: Sequence[float] | None = None,
-        **options: Unpack[Options],
+        self, *, include_background: bool = False, **options: Unpack[SpacingOptions]
     ) -> None:
         super().__init__(**options)
         self.include_background = check_flag("include_background", include_background)
-        self.spacing = check_spacing(spacing)
 
     def evaluate(self, batch: Batch) -> Tensor:
         """Mean of p · φ."""
         first = 0 if self.include_background else 1
         mask = batch.one_hot[:, :, first:]
-        squared = squared_distance_to_other_side(mask, batch, self.spacing)
+        squared = self.squared_distance_to_other_side(mask, batch)
         distance = squared.sqrt()
         signed = torch.where(mask & (squared > 0), 1 - distance, distance)
         products = batch.probabilities[:, :, first:] * signed
         return batch.mean_over_voxels(products.mean(2))
 
 
-class HausdorffDTLoss(SegmentationLoss):
+class HausdorffDTLoss(DistanceLoss):
     r"""Hausdorff loss by distance transforms.
 
     .. math:: L = \operatorname{mean}((p - y)^2 (D_p^\alpha + D_y^\alpha))
@@ -87,10 +120,8 @@ class HausdorffDTLoss(SegmentationLoss):
     Args:
         alpha: Exponent of the distances, > 0; the larger, the more far errors count.
         include_background: Use the background class too.
-        spacing: Size of a voxel along each axis; None: distances in voxels.
 
     Example:
-        >>> import torch
         >>> logits, target = torch.zeros(1, 2, 1, 4), torch.zeros(1, 1, 1, 4)
         >>> target[..., :2] = 1  # D_y² = 4, 1, 1, 4
         >>> round(HausdorffDTLoss()(logits, target).item(), 4)
@@ -101,24 +132,20 @@ class HausdorffDTLoss(SegmentationLoss):
         convolutional neural networks, IEEE TMI 2019 (arXiv:1904.10030), equation 8.
     """
 
-    family = "boundary"
     paper = "Karimi 2019, arXiv:1904.10030"
     when = "Beside an overlap loss, where the Hausdorff distance is judged."
     when_not = "Alone, or with noisy labels: single far voxels dominate."
-    compiles = False
 
     def __init__(
         self,
         *,
         alpha: float = 2,
         include_background: bool = False,
-        spacing: Sequence[float] | None = None,
-        **options: Unpack[Options],
+        **options: Unpack[SpacingOptions],
     ) -> None:
         super().__init__(**options)
         self.alpha = check_number("alpha", alpha, above=True)
         self.include_background = check_flag("include_background", include_background)
-        self.spacing = check_spacing(spacing)
 
     def evaluate(self, batch: Batch) -> Tensor:
         """Mean of (p − y)² · (D_p^α + D_y^α)."""
@@ -126,7 +153,7 @@ class HausdorffDTLoss(SegmentationLoss):
         errors, reference = batch.errors[:, :, first:], batch.one_hot[:, :, first:]
         prediction = torch.where(reference, errors < 0.5, errors > 0.5) & batch.counted[:, :, None]
         reference_distance, prediction_distance = (
-            squared_distance_to_other_side(mask, batch, self.spacing).pow(self.alpha / 2)
+            power(self.squared_distance_to_other_side(mask, batch), self.alpha / 2)
             for mask in (reference, prediction)
         )
         weighted = errors.square() * (prediction_distance + reference_distance)
@@ -149,7 +176,6 @@ class HausdorffERLoss(SegmentationLoss):
         include_background: Use the background class too.
 
     Example:
-        >>> import torch
         >>> logits, target = torch.zeros(1, 2, 3, 3), torch.ones(1, 1, 3, 3)
         >>> logits[:, 0] = 20  # all wrong: a full square, then a cross, then its centre
         >>> round(HausdorffERLoss(erosions=2)(logits, target).item(), 4)
@@ -189,7 +215,7 @@ class HausdorffERLoss(SegmentationLoss):
         return batch.mean_over_voxels(total.mean(2))
 
 
-class ShapeAwareLoss(SegmentationLoss):
+class ShapeAwareLoss(DistanceLoss):
     r"""Shape-aware loss: wrong voxels cost more, the further the predicted boundary is off.
 
     .. math:: L = \operatorname{mean}((1 + E) \, (-\ln p_t)), \quad E = \begin{cases}
@@ -199,11 +225,7 @@ class ShapeAwareLoss(SegmentationLoss):
     A curve is the foreground voxels that have a face neighbour of another class. E is that of a
     sample, and 0 where one of the curves is empty.
 
-    Args:
-        spacing: Size of a voxel along each axis; None: distances in voxels.
-
     Example:
-        >>> import torch
         >>> logits, target = torch.zeros(1, 2, 1, 5), torch.zeros(1, 1, 1, 5)
         >>> target[..., :2] = 1
         >>> logits[:, 1, :, :4] = 1  # two voxels too long: curves at 1 and 3
@@ -215,36 +237,24 @@ class ShapeAwareLoss(SegmentationLoss):
         MSKI 2017, the shape-aware term.
     """
 
-    family = "boundary"
     paper = "Al Arif 2017, MSKI"
     when = "Single compact objects whose outline matters."
     when_not = "Many scattered lesions: one mean distance says little about each."
-    compiles = False
-
-    def __init__(
-        self, *, spacing: Sequence[float] | None = None, **options: Unpack[Options]
-    ) -> None:
-        super().__init__(**options)
-        self.spacing = check_spacing(spacing)
 
     def evaluate(self, batch: Batch) -> Tensor:
         """Mean of (1 + E) · CE."""
         with torch.no_grad():
-            predicted = batch.probabilities.argmax(2)
-            reference = batch.one_hot.int().argmax(2)
+            predicted, reference = batch.probabilities.argmax(2), batch.truth
             wrong = (predicted != reference) & batch.counted
-            curve, reference_curve = (_curve(x, batch.counted) for x in (predicted, reference))
-            size, dtype = voxel_size(batch, self.spacing), batch.error.dtype
-            squared = squared_distance(
-                ~reference_curve & batch.counted, reference_curve, size, dtype
-            )
+            curve, to = (_curve(labels, batch.counted) for labels in (predicted, reference))
+            distance = self.squared_distance(~to & batch.counted, to, batch).sqrt()
             length = curve.flatten(2).sum(2).clamp_min(1)
-            mean_distance = (squared.sqrt() * curve).flatten(2).sum(2) / length
+            mean_distance = (distance * curve).flatten(2).sum(2) / length
             penalty = wrong * per_voxel(mean_distance, wrong)
         return batch.mean_over_voxels((1 + penalty) * batch.cross_entropy)
 
 
-class DistancePenalizedCrossEntropyLoss(SegmentationLoss):
+class DistancePenalizedCrossEntropyLoss(DistanceLoss):
     r"""Distance-penalised cross entropy: voxels near a boundary count more.
 
     .. math:: L = \operatorname{mean}((1 + \varphi) \, (-\ln p_t)), \quad \varphi = 1 / d
@@ -252,11 +262,7 @@ class DistancePenalizedCrossEntropyLoss(SegmentationLoss):
     d is the distance of a voxel to the nearest voxel with another label; φ = 0 in a patch with one
     label.
 
-    Args:
-        spacing: Size of a voxel along each axis; None: distances in voxels.
-
     Example:
-        >>> import torch
         >>> logits, target = torch.zeros(1, 2, 2, 2), torch.zeros(1, 1, 2, 2)
         >>> target[..., 0] = 1
         >>> round(DistancePenalizedCrossEntropyLoss()(logits, target).item(), 4)
@@ -271,19 +277,11 @@ class DistancePenalizedCrossEntropyLoss(SegmentationLoss):
     paper = "Caliva 2019, arXiv:1908.03679"
     when = "Boundaries matter and classes are of similar size."
     when_not = "Rare foreground: most boundary voxels are background."
-    compiles = False
-
-    def __init__(
-        self, *, spacing: Sequence[float] | None = None, **options: Unpack[Options]
-    ) -> None:
-        super().__init__(**options)
-        self.spacing = check_spacing(spacing)
 
     def evaluate(self, batch: Batch) -> Tensor:
         """Mean of (1 + φ) · CE."""
-        mask, size = batch.one_hot, voxel_size(batch, self.spacing)
-        others = ~mask & batch.counted[:, :, None]
-        squared = squared_distance(mask, others, size, batch.error.dtype)
+        others = ~batch.one_hot & batch.counted[:, :, None]
+        squared = self.squared_distance(batch.one_hot, others, batch)
         nearest = squared.sum(2)  # a voxel is in one class
         penalty = torch.where(nearest > 0, nearest, torch.inf).rsqrt()
         return batch.mean_over_voxels((1 + penalty) * batch.cross_entropy)
@@ -291,23 +289,16 @@ class DistancePenalizedCrossEntropyLoss(SegmentationLoss):
 
 def mean_of_cross(values: Tensor) -> Tensor:
     """Mean over each voxel of (B, G, K, *S) and its face neighbours, 0 outside of the image."""
-    axes, total = range(3, values.ndim), values
-    for axis in axes:
-        padded = functional.pad(values, [0, 0] * (values.ndim - 1 - axis) + [1, 1])
-        size = values.shape[axis]
-        total = total + padded.narrow(axis, 0, size) + padded.narrow(axis, 2, size)
-    return total / (2 * len(axes) + 1)
+    total = values
+    for axis in range(3, values.ndim):
+        total = total + shift(values, axis, 1) + shift(values, axis, -1)
+    return total / (2 * (values.ndim - 3) + 1)
 
 
 def _curve(label: Tensor, counted: Tensor) -> Tensor:
     """Foreground voxels of (B, G, *S) with a face neighbour of another label that counts."""
     edge = torch.zeros_like(label, dtype=torch.bool)
-    counted = counted.expand_as(label)
-    for axis in range(2, label.ndim):
-        length = label.shape[axis] - 1
-        low, high = (label.narrow(axis, start, length) for start in (0, 1))
-        differ = low != high
-        differ &= counted.narrow(axis, 0, length) & counted.narrow(axis, 1, length)
-        pad = [0, 0] * (label.ndim - 1 - axis)
-        edge |= functional.pad(differ, [*pad, 0, 1]) | functional.pad(differ, [*pad, 1, 0])
+    for axis, by in itertools.product(range(2, label.ndim), (1, -1)):
+        neighbour_counts = shift(counted.int(), axis, by).bool()
+        edge |= (shift(label, axis, by) != label) & neighbour_counts
     return edge & (label > 0) & counted

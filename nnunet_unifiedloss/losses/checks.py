@@ -15,7 +15,6 @@ __all__ = [
     "check_flag",
     "check_label",
     "check_number",
-    "check_percentage",
     "check_spacing",
     "check_weights",
     "plain",
@@ -98,11 +97,6 @@ def check_label(name: str, value: object) -> int | None:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name}: expected an int or None, got {value!r}")
     return int(value)
-
-
-def check_percentage(name: str, value: object) -> float:
-    """Return a percentage above 0, or raise an error that names the argument."""
-    return check_number(name, value, maximum=100, above=True)
 
 
 def check_spacing(value: object) -> tuple[float, ...] | None:

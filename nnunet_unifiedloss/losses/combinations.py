@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from nnunet_unifiedloss.losses.base import CompoundLoss, Options
+from nnunet_unifiedloss.losses.base import CompoundLoss, Options, OverlapLoss, OverlapOptions
 from nnunet_unifiedloss.losses.boundary import BoundaryLoss, HausdorffDTLoss
-from nnunet_unifiedloss.losses.checks import check_flag, check_number
+from nnunet_unifiedloss.losses.checks import check_number
 from nnunet_unifiedloss.losses.cross_entropy import CrossEntropyLoss, TopKLoss
 from nnunet_unifiedloss.losses.dice import DiceLoss
 from nnunet_unifiedloss.losses.focal import FocalLoss, SymmetricFocalLoss
@@ -18,7 +18,19 @@ from nnunet_unifiedloss.losses.functional import power
 from nnunet_unifiedloss.losses.probabilities import Batch
 
 
-class DiceCrossEntropyLoss(CompoundLoss):
+class DiceCompoundLoss(OverlapLoss, CompoundLoss, abstract=True):
+    """Base class of sums of the Dice loss and another one."""
+
+    family = "compound"
+
+    def dice_loss(self) -> DiceLoss:
+        """The Dice term."""
+        return DiceLoss(
+            smooth=self.smooth, include_background=self.include_background, **self.options
+        )
+
+
+class DiceCrossEntropyLoss(DiceCompoundLoss):
     r"""Dice loss plus cross entropy: nnU-Net's default, plus 1.
 
     .. math:: L = w_d \, L_\text{Dice} + w_{ce} \, L_\text{cross entropy}
@@ -26,11 +38,8 @@ class DiceCrossEntropyLoss(CompoundLoss):
     Args:
         weight_dice: Weight of the Dice term, ≥ 0.
         weight_ce: Weight of the cross entropy, ≥ 0.
-        smooth: s of the Dice term, ≥ 0.
-        include_background: Use the background class in the Dice term too.
 
     Example:
-        >>> import torch
         >>> logits, target = torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4)
         >>> round(DiceCrossEntropyLoss()(logits, target).item(), 4)
         1.0265
@@ -45,28 +54,20 @@ class DiceCrossEntropyLoss(CompoundLoss):
     when_not = "Lesions of a thousandth of the scan, which it tends to miss."
 
     def __init__(
-        self,
-        *,
-        weight_dice: float = 1,
-        weight_ce: float = 1,
-        smooth: float = 1e-5,
-        include_background: bool = False,
-        **options: Unpack[Options],
+        self, *, weight_dice: float = 1, weight_ce: float = 1, **options: Unpack[OverlapOptions]
     ) -> None:
         super().__init__(**options)
         self.weight_dice = check_number("weight_dice", weight_dice)
         self.weight_ce = check_number("weight_ce", weight_ce)
         if weight_dice == weight_ce == 0:
             raise ValueError("weight_dice, weight_ce: one of them must be > 0, got 0 and 0")
-        self.smooth = check_number("smooth", smooth)
-        self.include_background = check_flag("include_background", include_background)
-        dice = DiceLoss(smooth=smooth, include_background=include_background, **options)
         self.combine(
-            Dice=(weight_dice, dice), CrossEntropy=(weight_ce, CrossEntropyLoss(**options))
+            Dice=(weight_dice, self.dice_loss()),
+            CrossEntropy=(weight_ce, CrossEntropyLoss(**self.options)),
         )
 
 
-class DiceFocalLoss(CompoundLoss):
+class DiceFocalLoss(DiceCompoundLoss):
     r"""Dice loss plus focal loss.
 
     .. math:: L = L_\text{Dice} + L_\text{focal}
@@ -74,11 +75,8 @@ class DiceFocalLoss(CompoundLoss):
     Args:
         gamma: Focusing exponent of the focal term, γ ≥ 0.
         alpha: Class weights of the focal term; see :class:`FocalLoss`.
-        smooth: s of the Dice term, ≥ 0.
-        include_background: Use the background class in the Dice term too.
 
     Example:
-        >>> import torch
         >>> logits, target = torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4)
         >>> round(DiceFocalLoss()(logits, target).item(), 4)
         0.5066
@@ -96,30 +94,23 @@ class DiceFocalLoss(CompoundLoss):
         *,
         gamma: float = 2,
         alpha: float | Sequence[float] | None = None,
-        smooth: float = 1e-5,
-        include_background: bool = False,
-        **options: Unpack[Options],
+        **options: Unpack[OverlapOptions],
     ) -> None:
         super().__init__(**options)
-        focal = FocalLoss(gamma=gamma, alpha=alpha, **options)
-        dice = DiceLoss(smooth=smooth, include_background=include_background, **options)
+        focal = FocalLoss(gamma=gamma, alpha=alpha, **self.options)
         self.gamma, self.alpha = focal.gamma, focal.alpha
-        self.smooth, self.include_background = dice.smooth, dice.include_background
-        self.combine(Dice=(1, dice), Focal=(1, focal))
+        self.combine(Dice=(1, self.dice_loss()), Focal=(1, focal))
 
 
-class DiceTopKLoss(CompoundLoss):
+class DiceTopKLoss(DiceCompoundLoss):
     r"""Dice loss plus top-k loss.
 
     .. math:: L = L_\text{Dice} + L_\text{top-k}
 
     Args:
         k: Percentage of voxels in the top-k term, 0 < k ≤ 100.
-        smooth: s of the Dice term, ≥ 0.
-        include_background: Use the background class in the Dice term too.
 
     Example:
-        >>> import torch
         >>> logits, target = torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4)
         >>> round(DiceTopKLoss()(logits, target).item(), 4)
         1.0265
@@ -133,23 +124,14 @@ class DiceTopKLoss(CompoundLoss):
     when = "Among the most robust in Ma 2021, with DiceFocal."
     when_not = "Noisy labels: the hardest voxels are then the wrongly labelled ones."
 
-    def __init__(
-        self,
-        *,
-        k: float = 10,
-        smooth: float = 1e-5,
-        include_background: bool = False,
-        **options: Unpack[Options],
-    ) -> None:
+    def __init__(self, *, k: float = 10, **options: Unpack[OverlapOptions]) -> None:
         super().__init__(**options)
-        top_k = TopKLoss(k=k, **options)
-        dice = DiceLoss(smooth=smooth, include_background=include_background, **options)
+        top_k = TopKLoss(k=k, **self.options)
         self.k = top_k.k
-        self.smooth, self.include_background = dice.smooth, dice.include_background
-        self.combine(Dice=(1, dice), TopK=(1, top_k))
+        self.combine(Dice=(1, self.dice_loss()), TopK=(1, top_k))
 
 
-class DiceBoundaryLoss(CompoundLoss):
+class DiceBoundaryLoss(DiceCompoundLoss):
     r"""Dice loss plus boundary loss, whose weight ramps up over the training.
 
     .. math:: L = L_\text{Dice} + \alpha \, L_\text{boundary}, \quad
@@ -160,8 +142,6 @@ class DiceBoundaryLoss(CompoundLoss):
 
     Args:
         alpha: Start value, 0 < α ≤ 1.
-        smooth: s of the Dice term, ≥ 0.
-        include_background: Use the background class in the Dice term too.
         spacing: Size of a voxel along each axis; None: distances in voxels.
 
     Example:
@@ -191,13 +171,11 @@ class DiceBoundaryLoss(CompoundLoss):
         spacing: Sequence[float] | None = None,
         **options: Unpack[Options],
     ) -> None:
-        super().__init__(**options)
+        super().__init__(smooth=smooth, include_background=include_background, **options)
         self.alpha = check_number("alpha", alpha, maximum=1, above=True)
-        boundary = BoundaryLoss(spacing=spacing, **options)
-        dice = DiceLoss(smooth=smooth, include_background=include_background, **options)
-        self.smooth, self.include_background = dice.smooth, dice.include_background
+        boundary = BoundaryLoss(spacing=spacing, **self.options)
         self.spacing = boundary.spacing
-        self.combine(Dice=(1, dice), Boundary=(self.alpha, boundary))
+        self.combine(Dice=(1, self.dice_loss()), Boundary=(self.alpha, boundary))
 
     def start_epoch(self, epoch: int, num_epochs: int, previous: Mapping[str, float]) -> None:
         """Raise α linearly to 1 in the last epoch."""
@@ -205,7 +183,7 @@ class DiceBoundaryLoss(CompoundLoss):
         self.weights["Boundary"] = self.alpha + (1 - self.alpha) * progress
 
 
-class DiceHausdorffLoss(CompoundLoss):
+class DiceHausdorffLoss(DiceCompoundLoss):
     r"""Dice loss plus Hausdorff loss by distance transforms, rebalanced each epoch.
 
     .. math:: L = L_\text{Dice} + \lambda \, L_\text{Hausdorff}, \quad
@@ -216,8 +194,6 @@ class DiceHausdorffLoss(CompoundLoss):
 
     Args:
         alpha: Exponent of the distances, > 0.
-        smooth: s of the Dice term, ≥ 0.
-        include_background: Use the background class in the Dice term too.
         spacing: Size of a voxel along each axis; None: distances in voxels.
 
     Example:
@@ -246,12 +222,10 @@ class DiceHausdorffLoss(CompoundLoss):
         spacing: Sequence[float] | None = None,
         **options: Unpack[Options],
     ) -> None:
-        super().__init__(**options)
-        hausdorff = HausdorffDTLoss(alpha=alpha, spacing=spacing, **options)
-        dice = DiceLoss(smooth=smooth, include_background=include_background, **options)
+        super().__init__(smooth=smooth, include_background=include_background, **options)
+        hausdorff = HausdorffDTLoss(alpha=alpha, spacing=spacing, **self.options)
         self.alpha, self.spacing = hausdorff.alpha, hausdorff.spacing
-        self.smooth, self.include_background = dice.smooth, dice.include_background
-        self.combine(Dice=(1, dice), HausdorffDT=(1, hausdorff))
+        self.combine(Dice=(1, self.dice_loss()), HausdorffDT=(1, hausdorff))
 
     def start_epoch(self, epoch: int, num_epochs: int, previous: Mapping[str, float]) -> None:
         """Give both terms the same mean, going by the epoch before."""
@@ -259,7 +233,7 @@ class DiceHausdorffLoss(CompoundLoss):
         self.weights["HausdorffDT"] = dice / hausdorff if dice > 0 and hausdorff > 0 else 1
 
 
-class ComboLoss(CompoundLoss):
+class ComboLoss(DiceCompoundLoss):
     r"""Combo loss: weighted cross entropy minus Dice; it is negative for good predictions.
 
     .. math:: L = \alpha \operatorname{mean}(w_t (-\ln p_t))
@@ -270,11 +244,8 @@ class ComboLoss(CompoundLoss):
         alpha: Share of the cross entropy, 0 ≤ α ≤ 1.
         beta: Weight of foreground voxels in the cross entropy, 0 ≤ β ≤ 1; > 0.5 penalises false
             negatives more.
-        smooth: s of the Dice term, ≥ 0.
-        include_background: Use the background class in the Dice term too.
 
     Example:
-        >>> import torch
         >>> logits, target = torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4)
         >>> round(ComboLoss()(logits, target).item(), 4)
         0.0066
@@ -298,23 +269,21 @@ class ComboLoss(CompoundLoss):
         include_background: bool = True,
         **options: Unpack[Options],
     ) -> None:
-        super().__init__(**options)
+        super().__init__(smooth=smooth, include_background=include_background, **options)
         self.alpha = check_number("alpha", alpha, maximum=1)
         self.beta = check_number("beta", beta, maximum=1)
-        self.smooth = check_number("smooth", smooth)
-        self.include_background = check_flag("include_background", include_background)
-        self._cross_entropy = SymmetricFocalLoss(delta=beta, gamma=0, **options)
-        self._dice = DiceLoss(smooth=smooth, include_background=include_background, **options)
+        self.dice = self.dice_loss()
+        self.cross_entropy = SymmetricFocalLoss(delta=beta, gamma=0, **options)
 
     def evaluate_terms(self, batch: Batch) -> dict[str, Tensor]:
         """α · mean(w_t · CE) and −(1 − α) · mean_c Dice."""
         return {
-            "CrossEntropy": self.alpha * self._cross_entropy.evaluate(batch),
-            "Dice": (self.alpha - 1) * batch.mean_over_classes(1 - self._dice.dice(batch)),
+            "CrossEntropy": self.alpha * self.cross_entropy.evaluate(batch),
+            "Dice": (self.alpha - 1) * batch.mean_over_classes(1 - self.dice.dice(batch)),
         }
 
 
-class ExponentialLogarithmicLoss(CompoundLoss):
+class ExponentialLogarithmicLoss(OverlapLoss, CompoundLoss):
     r"""Exponential logarithmic loss: powers of the logarithms of Dice and of probabilities.
 
     .. math:: L = w_d \operatorname{mean}_c (-\ln \mathrm{Dice}_c)^{\gamma_d}
@@ -328,11 +297,8 @@ class ExponentialLogarithmicLoss(CompoundLoss):
         weight_ce: w_ce ≥ 0.
         gamma_dice: γ_d > 0.
         gamma_ce: γ_ce > 0.
-        smooth: s > 0 of the Dice score, whose logarithm it keeps finite.
-        include_background: Use the background class in the Dice term too.
 
     Example:
-        >>> import torch
         >>> logits, target = torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4)
         >>> loss = ExponentialLogarithmicLoss(weight_dice=0, weight_ce=1, gamma_ce=1)
         >>> round(loss(logits, target).item(), 4)
@@ -343,6 +309,7 @@ class ExponentialLogarithmicLoss(CompoundLoss):
         sizes, MICCAI 2018 (arXiv:1809.00076), equations 1 to 3, with the frequencies of the batch.
     """
 
+    family = "compound"
     paper = "Wong 2018, arXiv:1809.00076"
     when = "Structures of very different size in one image."
     when_not = "Absent classes are common: their Dice of 0 costs much."
@@ -358,15 +325,14 @@ class ExponentialLogarithmicLoss(CompoundLoss):
         include_background: bool = True,
         **options: Unpack[Options],
     ) -> None:
-        super().__init__(**options)
+        super().__init__(smooth=smooth, include_background=include_background, **options)
         self.weight_dice = check_number("weight_dice", weight_dice)
         self.weight_ce = check_number("weight_ce", weight_ce)
         if weight_dice == weight_ce == 0:
             raise ValueError("weight_dice, weight_ce: one of them must be > 0, got 0 and 0")
         self.gamma_dice = check_number("gamma_dice", gamma_dice, above=True)
         self.gamma_ce = check_number("gamma_ce", gamma_ce, above=True)
-        self.smooth = check_number("smooth", smooth, above=True)
-        self.include_background = check_flag("include_background", include_background)
+        check_number("smooth", smooth, above=True)
 
     def evaluate_terms(self, batch: Batch) -> dict[str, Tensor]:
         """The weighted summands."""
@@ -376,8 +342,7 @@ class ExponentialLogarithmicLoss(CompoundLoss):
         }
 
     def _dice(self, batch: Batch) -> Tensor:
-        first = 0 if self.include_background else 1
-        tp, fp, fn = (count[..., first:] for count in batch.counts)
+        tp, fp, fn = self.counts(batch)
         minus_log_dice = torch.log1p((fp + fn) / (2 * tp + self.smooth))
         return batch.mean_over_classes(power(minus_log_dice, self.gamma_dice))
 

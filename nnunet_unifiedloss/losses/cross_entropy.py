@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from nnunet_unifiedloss.losses.base import Options, SegmentationLoss
-from nnunet_unifiedloss.losses.checks import check_percentage, check_weights, plain
+from nnunet_unifiedloss.losses.checks import check_number, check_weights, plain
 from nnunet_unifiedloss.losses.functional import constants
 from nnunet_unifiedloss.losses.probabilities import Batch
 from nnunet_unifiedloss.losses.ranking import weights_of_largest
@@ -23,7 +23,6 @@ class CrossEntropyLoss(SegmentationLoss):
     .. math:: L = \operatorname{mean}(-\ln p_t)
 
     Example:
-        >>> import torch
         >>> logits, target = torch.zeros(1, 2, 4, 4), torch.zeros(1, 1, 4, 4)
         >>> round(CrossEntropyLoss()(logits, target).item(), 4)
         0.6931
@@ -53,7 +52,6 @@ class WeightedCrossEntropyLoss(SegmentationLoss):
             frequencies of the labels in the training set, normalised to a mean of 1.
 
     Example:
-        >>> import torch
         >>> logits, target = torch.zeros(1, 2, 4, 4), torch.zeros(1, 1, 4, 4)
         >>> round(WeightedCrossEntropyLoss(class_weights=[0.2, 0.8])(logits, target).item(), 4)
         0.6931
@@ -115,7 +113,6 @@ class BalancedCrossEntropyLoss(SegmentationLoss):
     N_c of the N voxels of a sample belong to class c.
 
     Example:
-        >>> import torch
         >>> logits, target = torch.zeros(1, 2, 4, 4), torch.zeros(1, 1, 4, 4)
         >>> target[..., :1] = 1
         >>> round(BalancedCrossEntropyLoss()(logits, target).item(), 4)
@@ -149,7 +146,6 @@ class TopKLoss(SegmentationLoss):
         k: Percentage, 0 < k ≤ 100.
 
     Example:
-        >>> import torch
         >>> logits, target = torch.zeros(1, 2, 4, 5), torch.zeros(1, 1, 4, 5)
         >>> logits[..., 0, 0] = torch.tensor([[0.0, 3.0]])
         >>> round(TopKLoss(k=5)(logits, target).item(), 4)
@@ -168,7 +164,7 @@ class TopKLoss(SegmentationLoss):
 
     def __init__(self, *, k: float = 10, **options: Unpack[Options]) -> None:
         super().__init__(**options)
-        self.k = check_percentage("k", k)
+        self.k = check_number("k", k, maximum=100, above=True)
         # not in evaluate: torch before 2.5 cannot compile it
         self._share = Fraction(str(self.k)).limit_denominator(10**6) / 100
 

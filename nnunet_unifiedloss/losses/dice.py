@@ -1,4 +1,4 @@
-"""Losses of the Dice score."""
+"""Losses of the Dice score, and of its parts sensitivity and specificity."""
 
 from __future__ import annotations
 
@@ -6,23 +6,18 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from nnunet_unifiedloss.losses.base import Options, SegmentationLoss
-from nnunet_unifiedloss.losses.checks import check_flag, check_number
+from nnunet_unifiedloss.losses.base import Options, OverlapLoss, OverlapOptions
+from nnunet_unifiedloss.losses.checks import check_number
 from nnunet_unifiedloss.losses.functional import safe_divide, tversky_loss
 from nnunet_unifiedloss.losses.probabilities import Batch
 
 
-class DiceLoss(SegmentationLoss):
+class DiceLoss(OverlapLoss):
     r"""Dice loss.
 
     .. math:: L = 1 - \operatorname{mean}_c \frac{2 TP + s}{2 TP + FP + FN + s}
 
-    Args:
-        smooth: s ≥ 0.
-        include_background: Use the background class too.
-
     Example:
-        >>> import torch
         >>> logits, target = torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4)
         >>> round(DiceLoss()(logits, target).item(), 4)
         0.3333
@@ -33,21 +28,9 @@ class DiceLoss(SegmentationLoss):
         segmentation, 2016 (arXiv:1608.04117).
     """
 
-    family = "region"
     paper = "Milletari 2016, arXiv:1606.04797; Drozdzal 2016, arXiv:1608.04117"
     when = "The metric itself; noisy alone, better in a compound."
     when_not = "Alone on tiny or absent structures: single voxels make it jump."
-
-    def __init__(
-        self,
-        *,
-        smooth: float = 1e-5,
-        include_background: bool = False,
-        **options: Unpack[Options],
-    ) -> None:
-        super().__init__(**options)
-        self.smooth = check_number("smooth", smooth)
-        self.include_background = check_flag("include_background", include_background)
 
     def evaluate(self, batch: Batch) -> Tensor:
         """1 − mean_c Dice."""
@@ -55,13 +38,7 @@ class DiceLoss(SegmentationLoss):
 
     def dice(self, batch: Batch) -> Tensor:
         """1 − Dice of each sample, group and class in use, (B, G, K)."""
-        return tversky_loss(
-            batch.counts,
-            alpha=0.5,
-            beta=0.5,
-            smooth=self.smooth / 2,
-            include_background=self.include_background,
-        )
+        return tversky_loss(self.counts(batch), alpha=0.5, beta=0.5, smooth=self.smooth / 2)
 
 
 class LogCoshDiceLoss(DiceLoss):
@@ -69,12 +46,7 @@ class LogCoshDiceLoss(DiceLoss):
 
     .. math:: L = \ln \cosh L_\text{Dice}
 
-    Args:
-        smooth: s ≥ 0.
-        include_background: Use the background class too.
-
     Example:
-        >>> import torch
         >>> logits, target = torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4)
         >>> round(LogCoshDiceLoss()(logits, target).item(), 4)
         0.0546
@@ -95,7 +67,7 @@ class LogCoshDiceLoss(DiceLoss):
         return torch.log1p(2 * half.sinh().square()).mean()
 
 
-class GeneralizedDiceLoss(SegmentationLoss):
+class GeneralizedDiceLoss(OverlapLoss):
     r"""Generalised Dice loss: classes weighted by the inverse of their squared volume.
 
     .. math:: L = 1 - \frac{2 \sum_c w_c TP_c + s}{\sum_c w_c (2 TP + FP + FN)_c + s}, \quad
@@ -107,12 +79,7 @@ class GeneralizedDiceLoss(SegmentationLoss):
     structure of V voxels: in a patch of 128³, half of it foreground and all voxels wrong, the loss
     would be 0.28 instead of 1.
 
-    Args:
-        smooth: s ≥ 0.
-        include_background: Use the background class too.
-
     Example:
-        >>> import torch
         >>> logits, target = torch.zeros(1, 2, 4, 4), torch.zeros(1, 1, 4, 4)
         >>> target[..., :1] = 1
         >>> round(GeneralizedDiceLoss()(logits, target).item(), 4)
@@ -124,21 +91,14 @@ class GeneralizedDiceLoss(SegmentationLoss):
         handled as MONAI does it.
     """
 
-    family = "region"
     paper = "Sudre 2017, arXiv:1707.03237"
     when = "Two classes of very different size."
     when_not = "Many organs: unstable (Ma 2021), as tiny classes take nearly all the weight."
 
     def __init__(
-        self,
-        *,
-        smooth: float = 1e-5,
-        include_background: bool = True,
-        **options: Unpack[Options],
+        self, *, smooth: float = 1e-5, include_background: bool = True, **options: Unpack[Options]
     ) -> None:
-        super().__init__(**options)
-        self.smooth = check_number("smooth", smooth)
-        self.include_background = check_flag("include_background", include_background)
+        super().__init__(smooth=smooth, include_background=include_background, **options)
 
     def evaluate(self, batch: Batch) -> Tensor:
         """Mean over samples of the generalised Dice loss."""
@@ -146,17 +106,16 @@ class GeneralizedDiceLoss(SegmentationLoss):
 
     def generalized_dice(self, batch: Batch) -> Tensor:
         """1 − generalised Dice of each sample and group, (B, G, 1)."""
-        first = 0 if self.include_background else 1
-        tp, fp, fn = (count[..., first:] for count in batch.counts)
-        weights = self._class_weights(batch)[..., first:]
+        tp, fp, fn = self.counts(batch)
+        weights = self._class_weights(batch)
         errors = (weights * (fp + fn)).sum(-1, keepdim=True)
         return safe_divide(errors, errors + 2 * (weights * tp).sum(-1, keepdim=True) + self.smooth)
 
     def _class_weights(self, batch: Batch) -> Tensor:
         """w_c divided by the largest of the sample, (B, G, K)."""
-        first = 0 if self.include_background else 1
         volume = batch.over_samples(batch.class_voxels)
-        smallest = torch.where(volume > 0, volume, torch.inf)[..., first:].amin(-1, keepdim=True)
+        volume = volume if self.include_background else volume[..., 1:]
+        smallest = torch.where(volume > 0, volume, torch.inf).amin(-1, keepdim=True)
         return torch.where(volume > 0, (smallest / volume).square(), 1)
 
 
@@ -167,11 +126,8 @@ class PenaltyGeneralizedDiceLoss(GeneralizedDiceLoss):
 
     Args:
         k: Strength of the penalty, ≥ 0; 0 is the generalised Dice loss.
-        smooth: s ≥ 0 of the generalised Dice loss.
-        include_background: Use the background class too.
 
     Example:
-        >>> import torch
         >>> logits, target = torch.zeros(1, 2, 4, 4), torch.zeros(1, 1, 4, 4)
         >>> target[..., :1] = 1
         >>> round(PenaltyGeneralizedDiceLoss(k=1)(logits, target).item(), 4)
@@ -201,3 +157,43 @@ class PenaltyGeneralizedDiceLoss(GeneralizedDiceLoss):
         """L / (1 + k(1 − L)) of the generalised Dice loss L, mean over regions."""
         loss = batch.mean_of_groups(self.generalized_dice(batch))
         return (loss / (1 + self.k * (1 - loss))).mean()
+
+
+class SensitivitySpecificityLoss(OverlapLoss):
+    r"""Sensitivity-specificity loss: squared errors inside and outside of each class.
+
+    .. math:: L = \operatorname{mean}_c \left[ w \frac{\sum (y-p)^2 y}{\sum y + s}
+        + (1-w) \frac{\sum (y-p)^2 (1-y)}{\sum (1-y) + s} \right]
+
+    Args:
+        weight: w, share of the sensitivity, 0 ≤ w ≤ 1.
+
+    Example:
+        >>> logits, target = torch.zeros(1, 2, 4, 4), torch.zeros(1, 1, 4, 4)
+        >>> target[..., :1] = 1
+        >>> round(SensitivitySpecificityLoss()(logits, target).item(), 4)
+        0.25
+
+    References:
+        Brosch et al.: Deep convolutional encoder networks for multiple sclerosis lesion
+        segmentation, MICCAI 2015, equation 5.
+    """
+
+    paper = "Brosch 2015, MICCAI"
+    when = "Lesions in a large background, where sensitivity and specificity are the goal."
+    when_not = "Many organs: unstable (Ma 2021)."
+
+    def __init__(self, *, weight: float = 0.05, **options: Unpack[OverlapOptions]) -> None:
+        super().__init__(**options)
+        self.weight = check_number("weight", weight, maximum=1)
+
+    def evaluate(self, batch: Batch) -> Tensor:
+        """Mean over classes of the weighted mean squared errors inside and outside."""
+        missed = batch.over_samples(batch.sum_by_class(batch.error.square()))
+        invented = batch.over_samples(batch.others.square().flatten(3).sum(3))
+        inside = batch.over_samples(batch.class_voxels)
+        outside = inside.sum(2, keepdim=True) - inside
+        sensitivity = safe_divide(missed, inside + self.smooth)
+        specificity = safe_divide(invented, outside + self.smooth)
+        loss = self.weight * sensitivity + (1 - self.weight) * specificity
+        return batch.mean_over_classes(loss if self.include_background else loss[..., 1:])

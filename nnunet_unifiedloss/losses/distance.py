@@ -12,46 +12,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from nnunet_unifiedloss.losses.probabilities import Batch
-
 Mask = npt.NDArray[np.bool_]
 Map = npt.NDArray[Any]
 
 _CACHED = 2**19  # bytes that a processor's cache holds some times over
 _LARGEST_BLOCK = 2**24  # numbers that the transform on a device holds at a time
-
-
-def squared_distance_to_other_side(
-    mask: Tensor, batch: Batch, spacing: tuple[float, ...] | None
-) -> Tensor:
-    """Squared distance of every voxel to the other side of the boundary of a mask (B, G, K, *S).
-
-    It is 0 for ignored voxels, which are on neither side, and for an empty or full mask. For
-    ``spacing`` see :func:`voxel_size`.
-    """
-    complement, size = ~mask & batch.counted[:, :, None], voxel_size(batch, spacing)
-    inside = squared_distance(mask, complement, size, batch.error.dtype)
-    return inside + squared_distance(complement, mask, size, batch.error.dtype)
-
-
-def voxel_size(batch: Batch, spacing: tuple[float, ...] | None) -> tuple[float, ...]:
-    """Size of the batch's voxels along each spatial axis.
-
-    Args:
-        batch: The batch; outputs of deep supervision have larger voxels than the image.
-        spacing: Size of the image's voxels, or None for distances in voxels of the batch.
-
-    Raises:
-        ValueError: ``spacing`` does not have one number for each spatial axis.
-    """
-    axes = batch.error.ndim - 2
-    if spacing is None:
-        return (1.0,) * axes
-    if len(spacing) != axes:
-        raise ValueError(
-            f"spacing: has {len(spacing)} numbers for images of {axes} axes, got {spacing}"
-        )
-    return tuple(size * zoom for size, zoom in zip(spacing, batch.zoom or (1,) * axes, strict=True))
 
 
 @torch.no_grad()
@@ -92,49 +57,36 @@ def _of_image(size: tuple[float, ...], of: Mask, to: Mask, result: Map) -> None:
 def _box(mask: Mask, *, margin: int = 0) -> tuple[slice, ...]:
     """The box around a mask.
 
-    With a margin of one voxel, what lies in it decides about distances to the complement: on the
-    way to a voxel further away the line from the mask leaves it through the margin, which is
-    complement already.
+    A margin of one voxel is enough to measure distances from the mask to its complement: the line
+    to any voxel further away leaves the mask within the margin.
     """
     box = []
     for axis in range(mask.ndim):
-        others = tuple(a for a in range(mask.ndim) if a != axis)
-        found = np.flatnonzero(mask.any(axis=others))
+        found = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
         box.append(slice(max(int(found[0]) - margin, 0), int(found[-1]) + 1 + margin))
     return tuple(box)
 
 
 def _to_nearest(to: Mask, size: tuple[float, ...], dtype: np.dtype[Any]) -> Map:
     """Squared distance of every voxel to a mask, along the first axis, then by some planes."""
+    squares = [(length - 1) ** 2 for length in to.shape]
+    infinity: float = np.iinfo(np.uint16).max - max(squares)  # a step may still be added to it
+    if set(size) == {1.0} and sum(squares) < infinity:
+        dtype = np.dtype(np.uint16)  # twice as many to a vector instruction
+    else:
+        infinity = math.inf
     _, *box = _box(to)
-    dtype, infinity = _numbers(to.shape, size, dtype)
     squared = _along_columns(to[(slice(None), *box)], size[0], dtype, infinity)
     result = np.empty(to.shape, dtype)
     planes = max(1, _CACHED // (math.prod(to.shape[1:]) * dtype.itemsize))
     for first in range(0, len(to), planes):
-        part = slice(first, first + planes)
-        lowest = squared[part]
+        lowest = squared[first : first + planes]
         for axis, found in enumerate(box, start=1):
-            lowest = lowest.swapaxes(0, axis)
-            lowest = _lowest(lowest, found.start, to.shape[axis], size[axis], infinity)
-            lowest = lowest.swapaxes(0, axis)
-        result[part] = lowest
+            lines = lowest.swapaxes(0, axis)
+            lines = _lowest(lines, found.start, to.shape[axis], size[axis], infinity)
+            lowest = lines.swapaxes(0, axis)
+        result[first : first + planes] = lowest
     return result
-
-
-def _numbers(
-    shape: tuple[int, ...], size: tuple[float, ...], dtype: np.dtype[Any]
-) -> tuple[np.dtype[Any], float]:
-    """The type to compute with, and what is infinite in it.
-
-    Between voxels of size 1 squared distances are whole numbers. Those of most patches fit into 16
-    bits, of which a processor adds and compares twice as many at a time.
-    """
-    squares = [(length - 1) ** 2 for length in shape]
-    infinity = int(np.iinfo(np.uint16).max) - max(squares)  # a way may still be added to it
-    if set(size) == {1.0} and sum(squares) < infinity:
-        return np.dtype(np.uint16), infinity
-    return dtype, math.inf
 
 
 def _along_columns(to: Mask, step: float, dtype: np.dtype[Any], infinity: float) -> Map:
@@ -149,10 +101,9 @@ def _along_columns(to: Mask, step: float, dtype: np.dtype[Any], infinity: float)
 def _lowest(squared: Map, start: int, length: int, step: float, infinity: float) -> Map:
     """The least of squared + (step · shift)² over all shifts along the first axis.
 
-    Rows ``start`` and following of ``length`` rows are given, those beside them are infinite.
-    Whole rows are shifted at a time, and no further than the largest distance that was found: a
-    longer way does not improve any, and ways to where there was none are at least as long as the
-    shift.
+    Rows ``start`` and following of ``length`` rows are given, those beside them are infinite. Rows
+    are shifted as a whole, and no further than the largest distance found so far, because a larger
+    shift improves nothing.
     """
     squared = np.ascontiguousarray(squared)
     result = np.full((length, *squared.shape[1:]), infinity, squared.dtype)
@@ -164,21 +115,19 @@ def _lowest(squared: Map, start: int, length: int, step: float, infinity: float)
         np.add(squared, longer, out=candidate)
         down = (max(shift - start, 0), len(squared), -shift)
         up = (0, min(len(squared), length - start - shift), shift)
-        for first, last, way in (down, up):  # the rows that stay within the length
+        for first, last, by in (down, up):  # the rows that stay within the length
             if first < last:
-                goal = result[start + first + way : start + last + way]
-                np.minimum(goal, candidate[first:last], out=goal)
+                target = result[start + first + by : start + last + by]
+                np.minimum(target, candidate[first:last], out=target)
         if shift % 4 == 0 and _largest(result, infinity) < longer:
             break
     return result
 
 
 def _largest(values: Map, infinity: float) -> float:
-    """The largest finite value."""
+    """The largest finite value; the plain maximum is several times faster than a masked one."""
     largest = values.max()
-    if largest == infinity:
-        largest = values.max(where=values < infinity, initial=0)
-    return float(largest)
+    return float(largest if largest < infinity else values.max(where=values < infinity, initial=0))
 
 
 def _on_a_device(of: Tensor, to: Tensor, size: tuple[float, ...], dtype: torch.dtype) -> Tensor:

@@ -26,7 +26,6 @@ class FocalLoss(SegmentationLoss):
             background and region).
 
     Example:
-        >>> import torch
         >>> logits, target = torch.zeros(1, 2, 4, 4), torch.zeros(1, 1, 4, 4)
         >>> round(FocalLoss(gamma=2)(logits, target).item(), 4)
         0.1733
@@ -85,7 +84,6 @@ class SymmetricFocalLoss(SegmentationLoss):
         gamma: Focusing exponent, γ ≥ 0.
 
     Example:
-        >>> import torch
         >>> logits, target = torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4)
         >>> round(SymmetricFocalLoss(delta=0.7, gamma=1)(logits, target).item(), 4)
         0.2426
@@ -124,7 +122,6 @@ class AsymmetricFocalLoss(SymmetricFocalLoss):
         gamma: Focusing exponent of the background, γ ≥ 0.
 
     Example:
-        >>> import torch
         >>> logits, target = torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4)
         >>> round(AsymmetricFocalLoss(delta=0.7, gamma=1)(logits, target).item(), 4)
         0.4852

@@ -6,19 +6,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from nnunet_unifiedloss.losses.probabilities import Counts
 
 
-def tversky_loss(
-    counts: Counts,
-    *,
-    alpha: float,
-    beta: float,
-    smooth: float,
-    include_background: bool,
-) -> Tensor:
-    r"""1 − TI of each sample, group and class, (B, G, classes in use).
+def tversky_loss(counts: Counts, *, alpha: float, beta: float, smooth: float) -> Tensor:
+    r"""1 − TI of each sample, group and class, (B, G, K).
 
     .. math:: 1 - \mathrm{TI} = \frac{\alpha FP + \beta FN}{TP + \alpha FP + \beta FN + s}
 
@@ -30,12 +24,10 @@ def tversky_loss(
         alpha: Weight of false positives.
         beta: Weight of false negatives.
         smooth: s ≥ 0.
-        include_background: Keep the first class.
     """
     true_positives, false_positives, false_negatives = counts
     errors = alpha * false_positives + beta * false_negatives
-    loss = safe_divide(errors, true_positives + errors + smooth)
-    return loss if include_background else loss[..., 1:]
+    return safe_divide(errors, true_positives + errors + smooth)
 
 
 def focal_weight(error: Tensor, gamma: float) -> Tensor:
@@ -48,14 +40,12 @@ def focal_weight(error: Tensor, gamma: float) -> Tensor:
 
 
 def power(base: Tensor, exponent: float) -> Tensor:
-    """base^exponent for base ≥ 0, with gradient 0 at 0 instead of ∞ for exponents below 1.
+    """base^exponent for base ≥ 0 and exponent > 0, with gradient 0 at 0 instead of ∞ below 1.
 
     The base's own gradient with respect to the logits is 0 there too, and 0 · ∞ would be NaN.
     """
     if exponent == 1:
         return base
-    if exponent == 0:
-        return torch.ones_like(base)
     zero = base < torch.finfo(base.dtype).tiny
     return torch.where(zero, 0, torch.where(zero, 1, base).pow(exponent))
 
@@ -72,3 +62,8 @@ def safe_divide(numerator: Tensor, denominator: Tensor) -> Tensor:
     """
     zero = denominator <= torch.finfo(denominator.dtype).tiny ** 0.5  # False where it is NaN
     return torch.where(zero, 0, numerator / torch.where(zero, 1, denominator))
+
+
+def shift(values: Tensor, axis: int, by: int) -> Tensor:
+    """Move values by some voxels along an axis; 0 comes in from outside of the image."""
+    return functional.pad(values, [0, 0] * (values.ndim - 1 - axis) + [by, -by])

@@ -30,7 +30,6 @@ class LovaszLoss(SegmentationLoss):
     and changes the loss by less than 0.05 %, or 10⁻⁹.
 
     Example:
-        >>> import torch
         >>> logits, target = torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4)
         >>> round(LovaszLoss()(logits, target).item(), 4)
         0.5

@@ -213,7 +213,7 @@ class Batch(ABC):
         return self.counted.flatten(1).sum(1).to(self.error.dtype)
 
     def over_samples(self, values: Tensor) -> Tensor:
-        """Values of each sample, or, with ``batch_dice``, their sum over batch and ranks (B = 1)."""
+        """Values of each sample; with ``batch_dice`` their sum over batch and ranks (B = 1)."""
         return self.over_batch(values)[None] if self.batch_dice else values
 
     def over_batch(self, values: Tensor) -> Tensor:
@@ -265,6 +265,8 @@ class LabelBatch(Batch):
         ValueError: A label has no channel (noticed on the CPU only).
     """
 
+    _others: Tensor
+
     def __init__(
         self,
         logits: Tensor,
@@ -302,8 +304,7 @@ class LabelBatch(Batch):
         """
         rows = self.truth.flatten(2, -2)
         sums = values.new_zeros(*rows.shape[:3], self.num_classes)
-        sums = sums.scatter_add(3, rows, values.flatten(2, -2))
-        return sums.sum(2)
+        return sums.scatter_add(3, rows, values.flatten(2, -2)).sum(2)
 
 
 class RegionBatch(Batch):
@@ -373,10 +374,5 @@ def accumulation_dtype(logits: Tensor) -> torch.dtype:
 
 
 def per_voxel(values: Tensor, like: Tensor) -> Tensor:
-    """Append axes of length 1, so that values of the leading axes apply to each voxel.
-
-    Args:
-        values: (…), as many leading axes as ``like`` has before its spatial ones.
-        like: (…, *S).
-    """
+    """Append axes of length 1 to values of the leading axes of ``like``, to apply to each voxel."""
     return values.reshape(*values.shape, *(1 for _ in like.shape[values.ndim :]))

@@ -6,12 +6,12 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from typing_extensions import Unpack
 
 from nnunet_unifiedloss.losses.base import Options, SegmentationLoss
 from nnunet_unifiedloss.losses.checks import check_count, check_number
 from nnunet_unifiedloss.losses.distributed import maximum_over_ranks
+from nnunet_unifiedloss.losses.functional import shift
 from nnunet_unifiedloss.losses.probabilities import Batch, per_voxel
 
 SIGMA = 1.5  # of the Gaussian window, in voxels, as in the structural similarity index
@@ -35,7 +35,6 @@ class StructuralSimilarityLoss(SegmentationLoss):
         weight: λ, share of the plain cross entropy, 0 ≤ λ ≤ 1.
 
     Example:
-        >>> import torch
         >>> logits, target = torch.zeros(1, 2, 4, 4), torch.zeros(1, 1, 4, 4)
         >>> round(StructuralSimilarityLoss()(logits, target).item(), 4)  # nothing varies: CE / 2
         0.3466
@@ -70,8 +69,7 @@ class StructuralSimilarityLoss(SegmentationLoss):
 
     def evaluate(self, batch: Batch) -> Tensor:
         """λ · mean CE + (1 − λ) · Σ e·f·CE / Σ f."""
-        reference = self._standardise(batch.one_hot.to(batch.error.dtype), batch)
-        prediction = self._standardise(batch.probabilities, batch)
+        reference, prediction = self._standardise(batch)
         e = (reference - prediction).abs() * batch.counted[:, :, None]
         f = e > per_voxel(self.beta * self._largest(e), e[0])
         weighted = (e * f).sum(2) * batch.cross_entropy
@@ -80,16 +78,18 @@ class StructuralSimilarityLoss(SegmentationLoss):
         plain = batch.mean_over_voxels(batch.cross_entropy)
         return self.weight * plain + (1 - self.weight) * similarity.mean()
 
-    def _standardise(self, values: Tensor, batch: Batch) -> Tensor:
-        """(v − μ + c) / (σ + c) of values (B, G, K, *S)."""
-        counted = batch.counted[:, :, None].to(values.dtype)
+    def _standardise(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(v − μ + c) / (σ + c) of reference and prediction, (B, G, K, *S) each."""
+        counted = batch.counted[:, :, None].to(batch.error.dtype)
         total = window_sum(counted, self.window).clamp_min(1)  # where a voxel counts, it is ≥ 1
-        values = (values - 0.5) * counted  # around 0 the variance has more digits
-        mean = window_sum(values, self.window) / total
-        variance = window_sum(values.square(), self.window) / total - mean.square()
-        rounding = variance <= 4 * torch.finfo(variance.dtype).eps
-        deviation = torch.where(rounding, 0, torch.where(rounding, 1, variance).sqrt())
-        return (values - mean + self.c) / (deviation + self.c)
+        standardised = []
+        for values in (batch.one_hot.to(total.dtype), batch.probabilities):
+            values = (values - 0.5) * counted  # around 0 the variance keeps more digits
+            sums = window_sum(torch.cat([values, values.square()], 2), self.window)
+            mean, square = (sums / total).chunk(2, 2)
+            deviation = safe_sqrt(square - mean.square())
+            standardised.append((values - mean + self.c) / (deviation + self.c))
+        return standardised[0], standardised[1]
 
     def _largest(self, e: Tensor) -> Tensor:
         """The largest e of each group, (G,)."""
@@ -97,18 +97,22 @@ class StructuralSimilarityLoss(SegmentationLoss):
         return maximum_over_ranks(largest) if self.ddp else largest
 
 
+def safe_sqrt(variance: Tensor) -> Tensor:
+    """Square root, and 0 with gradient 0 where a variance is nothing but rounding error."""
+    rounding = variance <= 4 * torch.finfo(variance.dtype).eps
+    return torch.where(rounding, 0, torch.where(rounding, 1, variance).sqrt())
+
+
 def window_sum(values: Tensor, width: int) -> Tensor:
     """Gaussian-weighted sum over the window around each voxel of (B, G, K, *S), 0 outside.
 
-    The weight of the nearest voxels is at least 1, so the sum of the weights is too.
+    The weight of the nearest voxels is 1, so that of the voxel itself is larger.
     """
-    margin = width // 2
     for axis in range(3, values.ndim):
-        size = values.shape[axis]
-        padded = functional.pad(values, [0, 0] * (values.ndim - 1 - axis) + [margin, margin])
-        shifted = [
-            math.exp((1 - shift**2) / (2 * SIGMA**2)) * padded.narrow(axis, margin + shift, size)
-            for shift in range(-margin, margin + 1)
-        ]
-        values = sum(shifted[1:], shifted[0])
+        margin = min(width // 2, values.shape[axis] - 1)
+        total = torch.zeros_like(values)
+        for by in range(-margin, margin + 1):
+            weight = math.exp((1 - by**2) / (2 * SIGMA**2))
+            total = total + weight * shift(values, axis, by)
+        values = total
     return values

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from nnunet_unifiedloss.losses.base import Options, SegmentationLoss
-from nnunet_unifiedloss.losses.checks import check_flag, check_number
+from nnunet_unifiedloss.losses.base import Options, OverlapLoss, OverlapOptions
+from nnunet_unifiedloss.losses.checks import check_number
 from nnunet_unifiedloss.losses.functional import power, tversky_loss
 from nnunet_unifiedloss.losses.probabilities import Batch
 
 
-class TverskyLoss(SegmentationLoss):
+class TverskyLoss(OverlapLoss):
     r"""Tversky loss: Dice with false positives and false negatives weighted.
 
     .. math:: L = 1 - \operatorname{mean}_c \mathrm{TI}_c, \quad
@@ -22,11 +22,8 @@ class TverskyLoss(SegmentationLoss):
         alpha: Weight of false positives, α ≥ 0.
         beta: Weight of false negatives, β ≥ 0; β > α favours sensitivity. Some papers and
             libraries swap the two.
-        smooth: s ≥ 0.
-        include_background: Use the background class too.
 
     Example:
-        >>> import torch
         >>> logits, target = torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4)
         >>> round(TverskyLoss(alpha=0.3, beta=0.7)(logits, target).item(), 4)
         0.4118
@@ -36,27 +33,18 @@ class TverskyLoss(SegmentationLoss):
         deep networks, MLMI 2017 (arXiv:1706.05721), the Tversky loss.
     """
 
-    family = "region"
     paper = "Salehi 2017, arXiv:1706.05721"
     when = "Small lesions are missed: trade precision for sensitivity."
     when_not = "Precision counts: false positives get cheap."
 
     def __init__(
-        self,
-        *,
-        alpha: float = 0.3,
-        beta: float = 0.7,
-        smooth: float = 1e-5,
-        include_background: bool = False,
-        **options: Unpack[Options],
+        self, *, alpha: float = 0.3, beta: float = 0.7, **options: Unpack[OverlapOptions]
     ) -> None:
         super().__init__(**options)
         self.alpha = check_number("alpha", alpha)
         self.beta = check_number("beta", beta)
         if alpha == beta == 0:
             raise ValueError("alpha, beta: one of them must be > 0, got 0 and 0")
-        self.smooth = check_number("smooth", smooth)
-        self.include_background = check_flag("include_background", include_background)
 
     def evaluate(self, batch: Batch) -> Tensor:
         """1 − mean_c TI."""
@@ -65,25 +53,16 @@ class TverskyLoss(SegmentationLoss):
     def tversky(self, batch: Batch) -> Tensor:
         """1 − TI of each sample, group and class in use, (B, G, K)."""
         return tversky_loss(
-            batch.counts,
-            alpha=self.alpha,
-            beta=self.beta,
-            smooth=self.smooth,
-            include_background=self.include_background,
+            self.counts(batch), alpha=self.alpha, beta=self.beta, smooth=self.smooth
         )
 
 
-class JaccardLoss(SegmentationLoss):
+class JaccardLoss(OverlapLoss):
     r"""Jaccard loss.
 
     .. math:: L = 1 - \operatorname{mean}_c \frac{TP + s}{TP + FP + FN + s}
 
-    Args:
-        smooth: s ≥ 0.
-        include_background: Use the background class too.
-
     Example:
-        >>> import torch
         >>> logits, target = torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4)
         >>> round(JaccardLoss()(logits, target).item(), 4)
         0.5
@@ -93,36 +72,17 @@ class JaccardLoss(SegmentationLoss):
         segmentation, ISVC 2016, section 3.
     """
 
-    family = "region"
     paper = "Rahman 2016, ISVC"
     when = "Intersection over union is the metric."
     when_not = "Alone on tiny structures: noisy, as Dice is."
 
-    def __init__(
-        self,
-        *,
-        smooth: float = 1e-5,
-        include_background: bool = False,
-        **options: Unpack[Options],
-    ) -> None:
-        super().__init__(**options)
-        self.smooth = check_number("smooth", smooth)
-        self.include_background = check_flag("include_background", include_background)
-
     def evaluate(self, batch: Batch) -> Tensor:
         """1 − mean_c Jaccard index, the Tversky index with α = β = 1."""
-        return batch.mean_over_classes(
-            tversky_loss(
-                batch.counts,
-                alpha=1,
-                beta=1,
-                smooth=self.smooth,
-                include_background=self.include_background,
-            )
-        )
+        loss = tversky_loss(self.counts(batch), alpha=1, beta=1, smooth=self.smooth)
+        return batch.mean_over_classes(loss)
 
 
-class AsymmetricSimilarityLoss(SegmentationLoss):
+class AsymmetricSimilarityLoss(OverlapLoss):
     r"""Asymmetric similarity loss: the F_β score as a loss.
 
     .. math:: L = 1 - \operatorname{mean}_c \frac{TP + s}{TP + \frac{1}{1+\beta^2} FP
@@ -130,11 +90,8 @@ class AsymmetricSimilarityLoss(SegmentationLoss):
 
     Args:
         beta: β ≥ 0; above 1 it favours sensitivity.
-        smooth: s ≥ 0.
-        include_background: Use the background class too.
 
     Example:
-        >>> import torch
         >>> logits, target = torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4)
         >>> round(AsymmetricSimilarityLoss(beta=1)(logits, target).item(), 4)
         0.3333
@@ -145,34 +102,23 @@ class AsymmetricSimilarityLoss(SegmentationLoss):
         similarity loss.
     """
 
-    family = "region"
     paper = "Hashemi 2018, arXiv:1803.11078"
     when = "Lesions are missed: one parameter trades precision for sensitivity."
     when_not = "Precision matters as much as sensitivity; β = 1 is Dice."
 
-    def __init__(
-        self,
-        *,
-        beta: float = 1.5,
-        smooth: float = 1e-5,
-        include_background: bool = False,
-        **options: Unpack[Options],
-    ) -> None:
+    def __init__(self, *, beta: float = 1.5, **options: Unpack[OverlapOptions]) -> None:
         super().__init__(**options)
         self.beta = check_number("beta", beta)
-        self.smooth = check_number("smooth", smooth)
-        self.include_background = check_flag("include_background", include_background)
 
     def evaluate(self, batch: Batch) -> Tensor:
         """1 − mean_c F_β, a Tversky index."""
         squared = self.beta**2
         return batch.mean_over_classes(
             tversky_loss(
-                batch.counts,
+                self.counts(batch),
                 alpha=1 / (1 + squared),
                 beta=squared / (1 + squared),
                 smooth=self.smooth,
-                include_background=self.include_background,
             )
         )
 
@@ -187,11 +133,8 @@ class FocalTverskyLoss(TverskyLoss):
         beta: Weight of false negatives, β ≥ 0.
         gamma: Exponent, γ > 0; below 1 it raises the gradient where the index is already good.
             The paper writes it 1/γ.
-        smooth: s ≥ 0.
-        include_background: Use the background class too.
 
     Example:
-        >>> import torch
         >>> logits, target = torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4)
         >>> round(FocalTverskyLoss(gamma=0.75)(logits, target).item(), 4)
         0.514
@@ -211,17 +154,9 @@ class FocalTverskyLoss(TverskyLoss):
         alpha: float = 0.3,
         beta: float = 0.7,
         gamma: float = 0.75,
-        smooth: float = 1e-5,
-        include_background: bool = False,
-        **options: Unpack[Options],
+        **options: Unpack[OverlapOptions],
     ) -> None:
-        super().__init__(
-            alpha=alpha,
-            beta=beta,
-            smooth=smooth,
-            include_background=include_background,
-            **options,
-        )
+        super().__init__(alpha=alpha, beta=beta, **options)
         self.gamma = check_number("gamma", gamma, above=True)
 
     def evaluate(self, batch: Batch) -> Tensor:
@@ -229,7 +164,7 @@ class FocalTverskyLoss(TverskyLoss):
         return batch.mean_over_classes(power(self.tversky(batch), self.gamma))
 
 
-class SymmetricFocalTverskyLoss(SegmentationLoss):
+class SymmetricFocalTverskyLoss(OverlapLoss):
     r"""Symmetric focal Tversky loss.
 
     .. math:: L = \operatorname{mean}_c (1 - \mathrm{TI}_c)^{1 - \gamma}, \quad
@@ -238,11 +173,8 @@ class SymmetricFocalTverskyLoss(SegmentationLoss):
     Args:
         delta: Weight of false negatives against false positives, 0 ≤ δ ≤ 1.
         gamma: Focusing, 0 ≤ γ < 1; 0 is the Tversky loss.
-        smooth: s ≥ 0.
-        include_background: Use the background class too.
 
     Example:
-        >>> import torch
         >>> logits, target = torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4)
         >>> round(SymmetricFocalTverskyLoss(delta=0.7, gamma=0)(logits, target).item(), 4)
         0.7059
@@ -253,7 +185,6 @@ class SymmetricFocalTverskyLoss(SegmentationLoss):
         authors' code.
     """
 
-    family = "region"
     paper = "Yeung 2021, arXiv:2102.04525"
     when = "As FocalTversky, with one balance δ and the background included."
     when_not = "Large background: it is focused like a class."
@@ -267,11 +198,9 @@ class SymmetricFocalTverskyLoss(SegmentationLoss):
         include_background: bool = True,
         **options: Unpack[Options],
     ) -> None:
-        super().__init__(**options)
+        super().__init__(smooth=smooth, include_background=include_background, **options)
         self.delta = check_number("delta", delta, maximum=1)
         self.gamma = check_number("gamma", gamma, maximum=1, below=True)
-        self.smooth = check_number("smooth", smooth)
-        self.include_background = check_flag("include_background", include_background)
 
     def evaluate(self, batch: Batch) -> Tensor:
         """Mean of (1 − TI)^(1 − γ)."""
@@ -280,11 +209,7 @@ class SymmetricFocalTverskyLoss(SegmentationLoss):
     def tversky(self, batch: Batch) -> Tensor:
         """1 − TI of each sample, group and class in use, (B, G, K)."""
         return tversky_loss(
-            batch.counts,
-            alpha=1 - self.delta,
-            beta=self.delta,
-            smooth=self.smooth,
-            include_background=self.include_background,
+            self.counts(batch), alpha=1 - self.delta, beta=self.delta, smooth=self.smooth
         )
 
     def focus(self, loss: Tensor) -> Tensor:
@@ -303,11 +228,8 @@ class AsymmetricFocalTverskyLoss(SymmetricFocalTverskyLoss):
     Args:
         delta: Weight of false negatives against false positives, 0 ≤ δ ≤ 1.
         gamma: Focusing of the foreground, 0 ≤ γ < 1; 0 is the Tversky loss.
-        smooth: s ≥ 0.
-        include_background: Use the background class too.
 
     Example:
-        >>> import torch
         >>> logits, target = torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4)
         >>> round(AsymmetricFocalTverskyLoss(delta=0.7, gamma=0.5)(logits, target).item(), 4)
         0.8208

@@ -6,8 +6,8 @@ from typing import ClassVar
 
 from typing_extensions import Unpack
 
-from nnunet_unifiedloss.losses.base import CompoundLoss, Options
-from nnunet_unifiedloss.losses.checks import check_flag, check_number
+from nnunet_unifiedloss.losses.base import CompoundLoss, Options, OverlapLoss
+from nnunet_unifiedloss.losses.checks import check_number
 from nnunet_unifiedloss.losses.focal import AsymmetricFocalLoss, SymmetricFocalLoss
 from nnunet_unifiedloss.losses.tversky import (
     AsymmetricFocalTverskyLoss,
@@ -15,7 +15,7 @@ from nnunet_unifiedloss.losses.tversky import (
 )
 
 
-class UnifiedFocalLoss(CompoundLoss):
+class UnifiedFocalLoss(OverlapLoss, CompoundLoss):
     r"""Unified Focal loss, in the asymmetric form, the paper's best.
 
     .. math:: L = \lambda \, L_\text{asymmetric focal Tversky}
@@ -30,8 +30,6 @@ class UnifiedFocalLoss(CompoundLoss):
         delta: Weight of the foreground and of false negatives, 0 ≤ δ ≤ 1; > 0.5 favours
             sensitivity.
         gamma: Focusing, 0 ≤ γ < 1; 0 removes it.
-        smooth: s of the Tversky index, ≥ 0.
-        include_background: Use the background class in the Tversky term too.
 
     Example:
         >>> import torch
@@ -44,6 +42,7 @@ class UnifiedFocalLoss(CompoundLoss):
         (arXiv:2102.04525), asymmetric form L_aUF, with λ as in the authors' code.
     """
 
+    family = "compound"
     paper = "Yeung 2021, arXiv:2102.04525"
     when = "Start here when Dice + cross entropy misses a small lesion."
     when_not = "With nnU-Net's learning rate as it is: its gradient is a quarter of the default's."
@@ -61,12 +60,10 @@ class UnifiedFocalLoss(CompoundLoss):
         include_background: bool = True,
         **options: Unpack[Options],
     ) -> None:
-        super().__init__(**options)
+        super().__init__(smooth=smooth, include_background=include_background, **options)
         self.weight = check_number("weight", weight, maximum=1)
         self.delta = check_number("delta", delta, maximum=1)
         self.gamma = check_number("gamma", gamma, maximum=1, below=True)
-        self.smooth = check_number("smooth", smooth)
-        self.include_background = check_flag("include_background", include_background)
         tversky = self.tversky_loss(
             delta=delta,
             gamma=gamma,
@@ -91,8 +88,6 @@ class SymmetricUnifiedFocalLoss(UnifiedFocalLoss):
         delta: Weight of the foreground and of false negatives, 0 ≤ δ ≤ 1; > 0.5 favours
             sensitivity.
         gamma: Focusing, 0 ≤ γ < 1; 0 removes it.
-        smooth: s of the Tversky index, ≥ 0.
-        include_background: Use the background class in the Tversky term too.
 
     Example:
         >>> import torch

@@ -74,16 +74,17 @@ def distance_penalized(group, *, spacing=None):
 
 
 @mean_over_groups
-def boundary(group, *, spacing=None):
+def boundary(group, *, include_background=False, spacing=None):
     maps = []
     for log_p, label, counting in group:
         total = np.zeros(label.shape)
-        for c in range(1, len(log_p)):
+        classes = range(0 if include_background else 1, len(log_p))
+        for c in classes:
             mask = (label == c) & counting
             inside = distance(~mask & counting, spacing) * mask
             outside = distance(mask, spacing) * ~mask
             total += np.exp(log_p[c]) * np.where(inside > 0, -(inside - 1), outside)
-        maps.append(total / (len(log_p) - 1))
+        maps.append(total / len(classes))
     return voxel_mean(maps, group)
 
 

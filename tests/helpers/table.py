@@ -157,7 +157,9 @@ TABLE |= {
     ),
     "LogCoshDiceLoss": Row(formulas.log_cosh_dice, DICE_PART, [{"smooth": -1}]),
     "LovaszLoss": Row(formulas.lovasz, [], []),
-    "BoundaryLoss": Row(spatial_formulas.boundary, [], SPACING, anisotropic=[{}]),
+    "BoundaryLoss": Row(
+        spatial_formulas.boundary, [{"include_background": True}], SPACING, anisotropic=[{}]
+    ),
     "HausdorffDTLoss": Row(
         spatial_formulas.hausdorff_dt,
         [{"alpha": 1.5, "include_background": True}],
