@@ -9,6 +9,7 @@ import warnings
 
 import pytest
 import torch
+import torch._dynamo.testing
 import torch.multiprocessing as mp
 from torch import distributed
 
@@ -38,11 +39,9 @@ def test_nothing_synchronises_or_leaves_the_device(name, regions, ignore, batch_
 
 
 def assert_compiles(name, regions, ignore, backend, device="cpu"):
-    if not getattr(losses, name).compiles:
-        pytest.skip("distance transforms are not compiled")
     logits, target = make_batch(regions=regions, ignore=ignore, dims=3, dtype=torch.float32)
     logits, target = logits.detach().to(device).requires_grad_(), target.to(device)
-    loss = getattr(losses, name)(**options(regions=regions, ignore=ignore))
+    loss = getattr(losses, name)(**options(regions=regions, ignore=ignore), **SMALL.get(name, {}))
     torch._dynamo.reset()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -57,16 +56,51 @@ def assert_compiles(name, regions, ignore, backend, device="cpu"):
     )
 
 
-@every_loss
+every_compiled_loss = pytest.mark.parametrize(
+    "name", [name for name in sorted(TABLE) if getattr(losses, name).compiles]
+)
+# their graphs grow with these, and so does the time to compile them
+SMALL = {"HausdorffERLoss": {"erosions": 2}}
+
+
+@every_compiled_loss
 @every_mode
-@pytest.mark.parametrize("ignore", [False, True], ids=["all", "ignore"])
-def test_compiles_as_one_graph(name, regions, ignore):
-    assert_compiles(name, regions, ignore, "aot_eager")
+def test_compiles_as_one_graph(name, regions):
+    assert_compiles(name, regions, regions, "aot_eager")
 
 
-@pytest.mark.parametrize(("regions", "ignore"), MODES)
-def test_compiled_to_machine_code(regions, ignore):
-    assert_compiles("UnifiedFocalLoss", regions, ignore, "inductor")
+@pytest.mark.slow
+@every_compiled_loss
+@every_mode
+def test_compiles_as_one_graph_in_the_other_mode(name, regions):
+    assert_compiles(name, regions, not regions, "aot_eager")
+
+
+@every_compiled_loss
+@every_mode
+def test_deep_supervision_compiles_few_graphs(name, regions):
+    """Six resolutions, as in a training: one graph for the first, one for all other shapes.
+
+    The Lovász loss may compile a third one, since it sorts small images only.
+    """
+    loss = getattr(losses, name)(regions=regions, **SMALL.get(name, {}))
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounter()
+    compiled = torch.compile(loss.terms, fullgraph=True, backend=counter)
+    generator = torch.Generator().manual_seed(0)
+    for size in (64, 32, 16, 8, 4, 2):
+        shape = (2, 3, size, size, max(size // 2, 2))
+        logits = torch.randn(shape, generator=generator)
+        target = torch.rand(shape, generator=generator) < 0.2
+        target = target if regions else target.int().argmax(1, keepdim=True).float()
+        value = torch.stack(list(compiled(logits, target).values())).sum()
+        torch.testing.assert_close(value, loss(logits, target), rtol=1e-5, atol=1e-6)
+    assert counter.frame_count <= 3
+
+
+@pytest.mark.parametrize("regions", [False, True], ids=["labels", "regions"])
+def test_compiled_to_machine_code(regions):
+    assert_compiles("UnifiedFocalLoss", regions, True, "inductor")
 
 
 FUNCTIONS = [
@@ -90,7 +124,7 @@ def test_outputs_written_in_place_are_returned_as_views(ignore):
 
 
 @pytest.mark.slow
-@every_loss
+@every_compiled_loss
 @pytest.mark.parametrize(("regions", "ignore"), MODES)
 def test_every_loss_compiled_to_machine_code(name, regions, ignore):
     assert_compiles(name, regions, ignore, "inductor")
