@@ -79,11 +79,11 @@ def test_what_is_read_from_the_source_is_what_happens(module):
 
 
 def test_losses_know_neither_nnunet_nor_the_other_rooms():
-    of_losses = [e for e in imports.imports() if imports.room(e.module) == "losses"]
+    of_losses = [e for e in imports.imports() if imports.subpackage(e.module) == "losses"]
     others = {entry.target.partition(".")[0] for entry in of_losses} - sys.stdlib_module_names
     assert others <= {PACKAGE, "torch", "numpy", "typing_extensions"}
     ours = {entry.target for entry in of_losses if entry.target.startswith(PACKAGE)}
-    assert {imports.room(target) for target in ours} == {"losses"}
+    assert {imports.subpackage(target) for target in ours} == {"losses"}
     loaded = loaded_by(f"import {PACKAGE}.losses")
     assert not loaded & {"nnunetv2", "batchgenerators", "matplotlib", "pandas"}
 
