@@ -168,7 +168,7 @@ def main() -> int:
     arguments, status = options(), 0
     if not os.environ.get("UNIFIEDLOSS_TEST_DATA"):
         sys.exit(
-            "set UNIFIEDLOSS_TEST_DATA (see docs/inside.md); otherwise the trainings would be skipped"
+            "set UNIFIEDLOSS_TEST_DATA (see docs/inside.md); without it, trainings are skipped"
         )
     arguments.table.parent.mkdir(parents=True, exist_ok=True)
     for python, name in itertools.product(arguments.python, arguments.sets):
