@@ -98,12 +98,12 @@ def test_commands_are_accepted_by_their_programs(command):
         "frobnicate --all",
     ],
 )
-def test_wrong_commands_are_refused(command):
+def test_wrong_commands_are_rejected(command):
     with pytest.raises(WrongCommandError):
         check(command)
 
 
-def test_wrong_parameters_are_refused():
+def test_wrong_parameters_are_rejected():
     with pytest.raises(names.TrainerNameError, match=r"unknown part 'detla0\.7'"):
         check("nnUNetv2_train 4 2d 0 -tr nnUNetTrainerUnifiedFocal_detla0.7")
 

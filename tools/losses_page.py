@@ -101,7 +101,7 @@ def shared_options() -> str:
     docstring = inspect.getdoc(SegmentationLoss) or ""
     defaults = inspect.signature(SegmentationLoss).parameters
     options = fields(block(docstring, "Args"))
-    rows = [(name, str(defaults[name].default), text) for name, text in options.items()]
+    rows = [(name, default_of(defaults[name].default), text) for name, text in options.items()]
     shapes = [wrapped(line, "  ") for line in bullets(block(docstring, "Shape"))]
     errors = [
         wrapped(f"- `{name}`: {text}", "  ")
@@ -185,8 +185,8 @@ def wrapped(text: str, indent: str = "") -> str:
 
 
 def default_of(value: object) -> str:
-    """A default in the spelling of a trainer's name."""
-    return "none" if value is None else format_value(value)
+    """A default: numbers in the spelling of a trainer's name, other values in Python's."""
+    return str(value) if value is None or isinstance(value, bool) else format_value(value)
 
 
 def main() -> int:
