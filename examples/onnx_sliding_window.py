@@ -2,9 +2,9 @@
 
     python onnx_sliding_window.py model.onnx segmentation.nii.gz image_0000.nii.gz [image_0001 …]
 
-One file for each channel, in the order of the training data. Needs numpy, scipy, scikit-image,
-SimpleITK and onnxruntime. The steps are nnU-Net's: transpose, crop, normalise, resample, slide a
-window over the image, mirror, and all the way back.
+Pass one file for each channel, in the order of the training data. The script needs numpy, scipy,
+scikit-image, SimpleITK and onnxruntime. It follows nnU-Net: transpose, crop, normalise, resample,
+slide a window over the image, average over mirrorings, and undo resampling, crop and transposition.
 """
 
 import itertools
@@ -19,7 +19,7 @@ from skimage.transform import resize
 
 
 def segment(model_file, image_files):
-    """Segment an image: an array in the order of SimpleITK's axes (z, y, x)."""
+    """Segment an image; return an array in the order of SimpleITK's axes (z, y, x)."""
     session = onnxruntime.InferenceSession(model_file, providers=["CPUExecutionProvider"])
     properties = session.get_modelmeta().custom_metadata_map
     model = {name: json.loads(value) for name, value in properties.items()}
@@ -39,7 +39,7 @@ def segment(model_file, image_files):
     data = np.stack(
         [normalise(*each, mask) for each in zip(data, model["normalization"], strict=True)]
     )
-    # a flat patch is taken from slices, which keep their distance
+    # a 2-D network sees single slices, whose spacing does not change
     target = np.array([*spacing[: 3 - len(model["spacing"])], *model["spacing"]])
     cropped = data.shape[1:]
     shape = [round(n * s / t) for n, s, t in zip(cropped, spacing, target, strict=True)]
@@ -54,7 +54,7 @@ def segment(model_file, image_files):
 
 
 def bounding_box(mask):
-    """The smallest box around what is not zero."""
+    """The smallest box around the non-zero voxels."""
     points = np.argwhere(mask)
     if not len(points):
         return tuple(slice(0, length) for length in mask.shape)
@@ -64,7 +64,7 @@ def bounding_box(mask):
 
 
 def normalise(image, settings, mask):
-    """Normalise one channel as the network was trained."""
+    """Normalise one channel in the same way as during training."""
     scheme, known = settings["scheme"], settings["intensities"]
     if scheme == "ZScoreNormalization":
         inside = mask if settings["use_mask"] else np.ones_like(mask)
@@ -127,7 +127,7 @@ def slide(session, data, model):
     importance = gaussian_filter(importance, [length / 8 for length in patch], mode="constant")
     importance = (importance / (importance.max() / 10)).astype(np.float32).astype(np.float16)
     importance = np.maximum(importance, importance[importance > 0].min())
-    # nnU-Net sums in half precision: what that rounds away decides between labels nearly level
+    # nnU-Net sums in half precision; its rounding decides between labels with nearly equal logits
     logits = np.zeros((len(model["output_channels"]), *size), np.float16)
     weights = np.zeros(size, np.float16)
     starts = [range(length) for length in size[:flat]]
@@ -144,13 +144,13 @@ def slide(session, data, model):
 
 
 def window_starts(length, patch):
-    """Where windows start that overlap by at least half and are spread evenly."""
+    """Start positions of evenly spaced windows that overlap by at least half."""
     steps = int(np.ceil((length - patch) / (patch / 2)))
     return [round((length - patch) * step / max(steps, 1)) for step in range(steps + 1)]
 
 
 def predict(session, data, window, model):
-    """The mean of the logits over all mirrorings, which are one batch."""
+    """The mean of the logits over all mirrorings, computed as one batch."""
     axes = model["mirroring_axes"] or []
     flips = [each for n in range(len(axes) + 1) for each in itertools.combinations(axes, n)]
     patch = data[(slice(None), *window)]
@@ -161,17 +161,17 @@ def predict(session, data, window, model):
 
 
 def labels_of(logits, model):
-    """The label of each voxel; of overlapping regions the one that is written last."""
+    """The label of each voxel; for overlapping regions, the label that is written last."""
     if model["activation"] == "softmax":
-        return logits.argmax(axis=0)  # softmax does not change which one is largest
+        return logits.argmax(axis=0)  # softmax does not change the order
     segmentation = np.zeros(logits.shape[1:], np.uint16)
     for region, label in zip(logits, model["regions_class_order"], strict=True):
-        segmentation[region > 0] = label  # where the sigmoid is above one half
+        segmentation[region > 0] = label  # where the sigmoid is above 0.5
     return segmentation
 
 
 def max_label(model):
-    """The largest label that can be written."""
+    """The largest label of the model."""
     return max(np.max(label) for label in model["labels"].values())
 
 

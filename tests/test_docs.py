@@ -1,7 +1,8 @@
-"""What the documentation names exists, and the pages that are generated are up to date."""
+"""Everything that the documentation names exists, and generated pages are up to date."""
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import math
 import re
@@ -9,7 +10,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from importlib.metadata import entry_points
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -44,7 +47,7 @@ def test_trainers_and_losses_exist(page):
     text = TEXTS[page]
     for name in set(re.findall(r"\bnnUNetTrainer\w*(?:[.-]\w+)*", text)):
         check_trainer(name.removesuffix("_"))
-    if page.name == "numerics.md":  # written by a program that has evaluated them, others' too
+    if page.name == "numerics.md":  # generated; also names losses of other projects
         return
     for name in set(re.findall(r"\b(?!MONAI|DC_|PowerCross)[A-Z][A-Za-z]+Loss\b", text)):
         others = "HausdorffDTLoss TverskyLoss DiceCELoss DiceFocalLoss MemoryEfficientSoftDiceLoss"
@@ -95,18 +98,18 @@ def test_commands_are_accepted_by_their_programs(command):
         "frobnicate --all",
     ],
 )
-def test_wrong_commands_are_refused(command):
+def test_wrong_commands_are_rejected(command):
     with pytest.raises(WrongCommandError):
         check(command)
 
 
-def test_wrong_parameters_are_refused():
+def test_wrong_parameters_are_rejected():
     with pytest.raises(names.TrainerNameError, match=r"unknown part 'detla0\.7'"):
         check("nnUNetv2_train 4 2d 0 -tr nnUNetTrainerUnifiedFocal_detla0.7")
 
 
 def test_commands_are_found():
-    page = """Say `nnunet-unifiedloss list --json` or `nnUNetv2_train … --c`, not `list`.
+    page = """Run `nnunet-unifiedloss list --json` or `nnUNetv2_train … --c`, not `list`.
 
     ```
     cd x && nnunet-unifiedloss sweep -d 4 \\
@@ -157,31 +160,67 @@ def test_links_lead_somewhere(page):
 
 def test_the_readme_links_every_page():
     linked = {urlsplit(target).path for target in links(TEXTS[ROOT / "README.md"])}
-    assert {f"docs/{page.name}" for page in PAGES if page.parent.name == "docs"} <= linked
+    assert {f"docs/{page.name}" for page in PAGES if page.parent == ROOT / "docs"} <= linked
+
+
+@pages
+def test_lines_are_short(page):
+    """At most 120 characters; only rows of tables may be longer."""
+    lines = TEXTS[page].splitlines()
+    assert not [line for line in lines if len(line) > 120 and not line.lstrip().startswith("|")]
+
+
+def docstrings(path: Path) -> Iterator[str]:
+    """The docstrings of a Python file."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, documented) and (docstring := ast.get_docstring(node)):
+            yield docstring
+
+
+FOLDERS = ["benchmarks", "examples", "tools", "trainers"]
+FOLDERS += [
+    str(path.relative_to(ROOT))
+    for name in ("nnunet_unifiedloss", "tests")
+    for path in (ROOT / name, *sorted((ROOT / name).glob("*/")))
+    if list(path.glob("*.py"))
+]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_docstrings_begin_with_a_noun_or_an_imperative(folder):
+    """And not with a subordinate clause such as "What …" or "Whether …"."""
+    found = [
+        f"{path.name}: {docstring.splitlines()[0]}"
+        for path in sorted((ROOT / folder).glob("*.py"))
+        for docstring in docstrings(path)
+        if re.match(r"(What|How|Whether|Of)\b", docstring)
+    ]
+    assert not found, "\n".join(found)
 
 
 def python_of(page):
-    """The Python code on a page, of which there is one piece."""
+    """The only block of Python code on a page."""
     (source,) = re.findall(r"```python\n(.*?)```", TEXTS[ROOT / page], re.DOTALL)
     return source
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/regions.md"])
-def test_python_of_losses_runs(page):
+def test_the_python_code_of_losses_runs(page):
     variables = {"logits": torch.zeros(1, 2, 4, 4), "target": torch.zeros(1, 1, 4, 4)}
     exec(python_of(page), variables)
     assert isinstance(variables["loss"], losses.UnifiedFocalLoss)
     assert variables.get("value", torch.zeros(())).ndim == 0
 
 
-def test_the_python_of_comparing_runs(tmp_path, monkeypatch, capsys):
-    made = ResultsFolder(tmp_path, PLAIN)
+def test_the_python_code_of_comparing_runs(tmp_path, monkeypatch, capsys):
+    results = ResultsFolder(tmp_path, PLAIN)
     reference = ball((8, 12, 12), (4, 6, 6), 3).astype(np.uint8)
-    made.add_cases({f"case_{fold}": reference for fold in range(5)})
+    results.add_cases({f"case_{fold}": reference for fold in range(5)})
     for trainer in ("nnUNetTrainer", "nnUNetTrainerUnifiedFocal"):
         for fold in range(5):
-            made.add_training(trainer, [f"case_{fold}"], lambda array, _: array, fold)
-    for name, value in made.environment().items():
+            results.add_training(trainer, [f"case_{fold}"], lambda array, _: array, fold)
+    for name, value in results.environment().items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
     exec(python_of("docs/comparing.md"), {})
@@ -197,14 +236,14 @@ def test_commands_without_data_run(flag, capsys):
 
 
 @pytest.mark.parametrize("program", ["losses_page.py", "imports.py"])
-def test_pages_that_are_written_by_programs_are_up_to_date(program):
+def test_generated_pages_are_up_to_date(program):
     command = [sys.executable, str(ROOT / "tools" / program), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_loss_of_ones_own_is_found_and_trained_with(monkeypatch):
-    """By nnU-Net's lookup, twice, since it loads such modules anew each time."""
+def test_the_example_of_a_custom_loss_works(monkeypatch):
+    """nnU-Net finds it, also the second time, for which it loads the module anew."""
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
     monkeypatch.setitem(losses.SegmentationLoss.registry, "PowerCrossEntropyLoss", None)
@@ -227,8 +266,8 @@ def test_the_loss_of_ones_own_is_found_and_trained_with(monkeypatch):
     assert shown == (ROOT / "examples" / "own_loss_trainers.py").read_text(encoding="utf-8")
 
 
-def test_the_numbers_beside_those_of_others_are_ours(monkeypatch):
-    """What docs/numerics.md says; rounding may differ from machine to machine."""
+def test_the_comparison_with_other_implementations_is_up_to_date(monkeypatch):
+    """Values of docs/numerics.md; rounding may differ between machines."""
     monkeypatch.syspath_prepend(ROOT / "tools")
     import numerics
 
@@ -243,8 +282,8 @@ def test_the_numbers_beside_those_of_others_are_ours(monkeypatch):
     assert numerics.absent_class() in page
 
 
-def test_the_supported_versions_are_those_that_were_measured(monkeypatch):
-    """A lower bound that is changed without a measurement, or a failed one, shows here."""
+def test_the_supported_versions_were_tested(monkeypatch):
+    """Fail for a lower bound that was changed without a test run, and for a failed run."""
     pytest.importorskip("tomllib", reason="Python 3.11")
     monkeypatch.syspath_prepend(ROOT / "tools")
     import versions

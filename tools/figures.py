@@ -1,4 +1,4 @@
-"""One figure for each family of losses, drawn with the losses themselves."""
+"""Draw one figure for each family of losses, by evaluating the losses."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LOGITS = torch.linspace(-6, 6, 241, dtype=torch.float64)
 
 def voxel(loss: SegmentationLoss, label: int) -> tuple[Tensor, Tensor, Tensor]:
     """p_t, loss and size of the gradient of one voxel of two classes."""
-    values, slopes = [], []
+    values, gradients = [], []
     for margin in LOGITS:
         logits = torch.zeros(1, 2, 1, 1, dtype=torch.float64)
         logits[:, label] = margin
@@ -42,8 +42,8 @@ def voxel(loss: SegmentationLoss, label: int) -> tuple[Tensor, Tensor, Tensor]:
         value = loss(logits, torch.full((1, 1, 1, 1), label))
         value.backward()
         values.append(value.item())
-        slopes.append(logits.grad[0, label].abs().item())
-    return LOGITS.sigmoid(), torch.tensor(values), torch.tensor(slopes)
+        gradients.append(logits.grad[0, label].abs().item())
+    return LOGITS.sigmoid(), torch.tensor(values), torch.tensor(gradients)
 
 
 def distribution(axes: list[plt.Axes]) -> None:
@@ -52,9 +52,9 @@ def distribution(axes: list[plt.Axes]) -> None:
     chosen += [AsymmetricFocalLoss(delta=d, gamma=g) for d, g in ((0.7, 2), (0.9, 2), (0.7, 0.5))]
     for index, loss in enumerate(chosen):
         for label, style in ((1, "-"), (0, "--")):
-            p_t, value, slope = voxel(loss, label)
+            p_t, value, gradient = voxel(loss, label)
             name = describe(loss, "gamma", "delta") if label else None
-            for ax, y in zip(axes, (value, slope), strict=True):
+            for ax, y in zip(axes, (value, gradient), strict=True):
                 ax.plot(p_t, y, style, color=f"C{index}", label=name)
     labels(axes, "p_t", "loss", "|gradient|", top=(4, 1.5))
 
@@ -78,10 +78,10 @@ def region(axes: list[plt.Axes]) -> None:
             index.append((p / (p + beta * (1 - p))).item())
             values.append(loss(logits, target).item())
         x, y = torch.tensor(index), torch.tensor(values)
-        slope = torch.gradient(y, spacing=(x,))[0].abs()
-        for ax, line in zip(axes, (y, slope), strict=True):
+        derivative = torch.gradient(y, spacing=(x,))[0].abs()
+        for ax, line in zip(axes, (y, derivative), strict=True):
             ax.plot(x, line, label=describe(loss, "gamma"))
-    labels(axes, "Tversky index", "loss", "|slope|", top=(1, 3))
+    labels(axes, "Tversky index", "loss", "|derivative|", top=(1, 3))
 
 
 def boundary(axes: list[plt.Axes]) -> None:
@@ -107,7 +107,7 @@ def structural(axes: list[plt.Axes]) -> None:
     target[..., :5] = 1
     for c, weight in ((0.01, 0.5), (0.1, 0.5), (0.01, 0.0), (0.01, 1.0)):
         loss = StructuralSimilarityLoss(c=c, weight=weight)
-        values, slopes = [], []
+        values, gradients = [], []
         for margin in LOGITS:
             logits = torch.where(target == 1, 4.0, -4.0).double()
             logits = torch.cat([torch.zeros_like(logits), logits], 1)
@@ -116,21 +116,21 @@ def structural(axes: list[plt.Axes]) -> None:
             value = loss(logits, target)
             value.backward()
             values.append(value.item())
-            slopes.append(logits.grad[0, 1, 4, 4].abs().item())
-        for ax, y in zip(axes, (values, slopes), strict=True):
+            gradients.append(logits.grad[0, 1, 4, 4].abs().item())
+        for ax, y in zip(axes, (values, gradients), strict=True):
             ax.plot(LOGITS.sigmoid(), y, label=f"c={c}, weight={weight}")
     labels(axes, "p of the voxel", "loss", "|gradient|")
 
 
 def compound(axes: list[plt.Axes]) -> None:
-    """Compounds against p_t, the same in all voxels."""
+    """Compound losses against p_t, which is the same in all voxels."""
     chosen: list[SegmentationLoss] = [DiceCrossEntropyLoss()]
     chosen += [UnifiedFocalLoss(gamma=g) for g in (0, 0.2, 0.5, 0.8)]
     chosen += [UnifiedFocalLoss(delta=d) for d in (0.4, 0.8)]
     target = torch.zeros(1, 1, 1, 100, dtype=torch.int64)
     target[..., :1] = 1
     for loss in chosen:
-        values, slopes = [], []
+        values, gradients = [], []
         for margin in LOGITS:
             logits = torch.zeros(1, 2, 1, 100, dtype=torch.float64)
             logits[:, 1] = torch.where(target[:, 0] == 1, margin, -margin)
@@ -138,16 +138,16 @@ def compound(axes: list[plt.Axes]) -> None:
             value = loss(logits, target)
             value.backward()
             values.append(value.item())
-            slopes.append(logits.grad[0, 1, 0, 0].abs().item())
-        for ax, y in zip(axes, (values, slopes), strict=True):
+            gradients.append(logits.grad[0, 1, 0, 0].abs().item())
+        for ax, y in zip(axes, (values, gradients), strict=True):
             ax.plot(LOGITS.sigmoid(), y, label=describe(loss, "delta", "gamma"))
     labels(axes, "p_t", "loss", "|gradient| of a foreground voxel", top=(3, None))
 
 
 def describe(loss: SegmentationLoss, *parameters: str) -> str:
     """Name and parameters of a loss, for a legend."""
-    said = [f"{p}={getattr(loss, p)}" for p in parameters if getattr(loss, p, None) is not None]
-    return " ".join([type(loss).__name__.removesuffix("Loss"), *said])
+    shown = [f"{p}={getattr(loss, p)}" for p in parameters if getattr(loss, p, None) is not None]
+    return " ".join([type(loss).__name__.removesuffix("Loss"), *shown])
 
 
 def labels(

@@ -1,7 +1,7 @@
-"""Draws which room of the package imports which, in docs/inside.md, from the source.
+"""Draw the imports between the subpackages, from the source, into docs/inside.md.
 
 python tools/imports.py          # write the drawing
-python tools/imports.py --check  # exit code 1 where the drawing is not what would be written
+python tools/imports.py --check  # exit code 1 if the drawing is out of date
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Import:
     """One imported name.
 
     Attributes:
-        module: The module that imports.
-        target: What it imports: a module of ours, or the first part of another one's name.
-        deferred: It is inside a function, or for type checkers only.
+        module: The importing module.
+        target: A module of this package, or the top-level name of another package.
+        deferred: True for an import inside a function or for type checkers only.
     """
 
     module: str
@@ -76,25 +76,25 @@ def _imports(
             if name.partition(".")[0] != PACKAGE:
                 yield name.partition(".")[0], deferred
                 continue
-            while name not in known:  # a name inside of a module
+            while name not in known:  # a name defined in a module
                 name = name.rpartition(".")[0]
             yield name, deferred
 
 
-def room(module: str) -> str:
-    """The package or module directly below ``nnunet_unifiedloss`` that a module belongs to."""
+def subpackage(module: str) -> str:
+    """The package or module directly below ``nnunet_unifiedloss`` that contains a module."""
     return f"{module}.".split(".")[1]
 
 
 def drawing() -> str:
-    """The rooms and what they import, in Mermaid's language.
+    """The imports between subpackages in Mermaid's language.
 
-    An arrow that others lead around is left out; a dashed one is an import inside a function.
+    Dashed arrows are imports inside functions. An arrow that other arrows imply is left out.
     """
     at_once: dict[str, set[str]] = {}
     later: dict[str, set[str]] = {}
     for entry in imports():
-        source, target = room(entry.module), room(entry.target)
+        source, target = subpackage(entry.module), subpackage(entry.target)
         ours = entry.target.startswith(PACKAGE) and source and target not in ("", source)
         if ours and source != "__main__":
             (later if entry.deferred else at_once).setdefault(source, set()).add(target)
@@ -103,21 +103,21 @@ def drawing() -> str:
     lines = ["flowchart TD"]
     for source in reversed(order):
         for target in sorted(both.get(source, ())):
-            around = any(target in _reached(other, both) for other in both[source] - {target})
-            if not around:
+            implied = any(target in _reached(other, both) for other in both[source] - {target})
+            if not implied:
                 arrow = "-->" if target in at_once.get(source, ()) else "-.->"
                 lines.append(f"    {source} {arrow} {target}")
     return "\n".join(lines) + "\n"
 
 
 def _reached(source: str, targets: Mapping[str, set[str]]) -> set[str]:
-    """All rooms that arrows lead to from one."""
+    """All subpackages that one imports, directly or indirectly."""
     found = set(targets.get(source, ()))
     return found.union(*(_reached(target, targets) for target in found))
 
 
 def page() -> str:
-    """The whole page with the drawing as it should be."""
+    """The whole page with the drawing up to date."""
     text = PAGE.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
@@ -127,11 +127,11 @@ def page() -> str:
 def main() -> int:
     """Write or check the drawing."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="exit 1 on a difference")
+    parser.add_argument("--check", action="store_true", help="exit 1 if the drawing is out of date")
     text = page()
     if parser.parse_args().check:
         if PAGE.read_text(encoding="utf-8") != text:
-            print(f"{PAGE} is not what the source says; run: python tools/imports.py")
+            print(f"{PAGE} is out of date; run: python tools/imports.py")
             return 1
         return 0
     PAGE.write_text(text, encoding="utf-8")

@@ -1,8 +1,8 @@
-"""Makes docs/losses.md and its figures from the losses' docstrings and benchmarks/measured.json.
+"""Write docs/losses.md from the losses' docstrings and benchmarks/measured.json.
 
 python tools/losses_page.py            # write the page
-python tools/losses_page.py --figures  # and draw the figures
-python tools/losses_page.py --check    # exit code 1 where the page is not what would be written
+python tools/losses_page.py --figures  # also draw the figures
+python tools/losses_page.py --check    # exit code 1 if the page is out of date
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import inspect
 import json
 import re
 import sys
+import textwrap
 from pathlib import Path
 
 from nnunet_unifiedloss.losses import SegmentationLoss
@@ -21,114 +22,183 @@ from nnunet_unifiedloss.training.names import format_value
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGE = DOCS / "losses.md"
+WIDTH = 120
+# family: title, figure, caption
 FAMILIES = {
-    "distribution": "Distribution-based: each voxel by itself",
-    "region": "Region-based: the overlap of prediction and reference",
-    "boundary": "Boundary-based: distances",
-    "structural": "Structural: local windows",
-    "compound": "Compound: weighted sums",
-}
-FIGURES = {
-    "distribution": "Loss and size of its gradient against the probability of the true class, for "
-    "a foreground voxel; dashed for a background voxel.",
-    "region": "Loss and its slope against the Tversky index (or Dice) of one class.",
-    "boundary": "Size of the gradient of a voxel with p = 0.5 against its distance from the "
-    "object's boundary; inside of the object on the left. That of Boundary is 0 next to it.",
-    "structural": "Loss and size of the gradient of a foreground voxel at an edge against its "
-    "probability of being foreground; both jump where a voxel nearby falls below the threshold β.",
-    "compound": "Loss and size of its gradient against the probability of the true class, the "
-    "same in all voxels, of which 1 % are foreground.",
+    "distribution": (
+        "Distribution-based losses: one voxel at a time",
+        "Distribution-based losses",
+        "Loss and size of its gradient against the probability of the true class. Solid: a "
+        "foreground voxel; dashed: a background voxel.",
+    ),
+    "region": (
+        "Region-based losses: overlap of prediction and reference",
+        "Region-based losses",
+        "Loss and size of its derivative against the Tversky index (or Dice) of one class.",
+    ),
+    "boundary": (
+        "Boundary-based losses: distances",
+        "Boundary-based losses",
+        "Size of the gradient of a voxel with p = 0.5 against its distance from the object's "
+        "boundary. Negative distances are inside the object. The gradient of Boundary is 0 next "
+        "to the boundary on the inside.",
+    ),
+    "structural": (
+        "Structural losses: local windows",
+        "Structural losses",
+        "Loss and size of the gradient of a foreground voxel at an edge against its foreground "
+        "probability. Both jump where a neighbouring voxel falls below the threshold β.",
+    ),
+    "compound": (
+        "Compound losses: weighted sums",
+        "Compound losses",
+        "Loss and size of its gradient against the probability of the true class. All voxels have "
+        "the same probability, and 1 % of them are foreground.",
+    ),
 }
 INTRODUCTION = """# The losses
 
-<!-- Written by tools/losses_page.py; change the docstrings and run it again. -->
+<!-- Written by tools/losses_page.py. Change the docstrings and run it again. -->
 
-Every loss is a trainer, `nnUNetTrainer` + its name, and a PyTorch module in
-`nnunet_unifiedloss.losses`. p is the softmax of the logits, with `regions=True` the sigmoid, where
-the loss is the mean over regions of that on {background, region}; p_t is the probability of a
-voxel's true class, CE = −ln p_t; TP, FP, FN are soft counts; s is `smooth`.
+Every loss is a PyTorch module in `nnunet_unifiedloss.losses`. It is also a trainer: replace the
+suffix `Loss` with the prefix `nnUNetTrainer`.
 
-*Cost* is time and peak memory of forward and backward, and *gradient* the norm of the gradient
-with respect to the logits, each relative to nnU-Net's default loss (Dice + cross entropy) on the
-same logits: `python benchmarks/loss_cost.py --json benchmarks/measured.json` on a patch of
-(2, 4, 96, 96, 96), `python benchmarks/gradient_norm.py --json benchmarks/measured.json`. SGD feels
-the scale of a loss: the `_lr` beside it, nnU-Net's 0.01 divided by the ratio, makes trainings
-comparable; see [training.md](training.md). "Ma 2021" is the comparison of 20 losses on four
-segmentation tasks in
-[Medical Image Analysis 71, 102035](https://doi.org/10.1016/j.media.2021.102035): no loss was best
-on all of them, compound losses with a Dice term were the most robust.
+Notation: p is the softmax of the logits, p_t is the probability of a voxel's true class, and CE =
+−ln p_t. TP, FP and FN are soft counts, y is the one-hot reference, and s is `smooth`. With
+`regions=True`, p is the sigmoid of the logits, and the loss is the mean over regions of the loss on
+{background, region}. The examples assume that the loss is imported from
+`nnunet_unifiedloss.losses`.
+
+*Cost* is the time and peak memory of forward and backward pass on a patch of (2, 4, 96, 96, 96)
+(`python benchmarks/loss_cost.py --json benchmarks/measured.json`). *Gradient* is the norm of the
+gradient with respect to the logits (`python benchmarks/gradient_norm.py --json
+benchmarks/measured.json`). Both are relative to nnU-Net's default loss (Dice + cross entropy) on
+the same logits. They were measured before the losses were rewritten in plain PyTorch.
+
+SGD is sensitive to the scale of a loss. The `_lr` of each loss makes trainings comparable: it is
+nnU-Net's learning rate of 0.01 divided by the gradient ratio ([training.md](training.md)).
+
+"Ma 2021" refers to the comparison of 20 losses on four segmentation tasks in [Medical Image
+Analysis 71, 102035](https://doi.org/10.1016/j.media.2021.102035). No loss was best on all tasks;
+compound losses with a Dice term were the most robust.
 """
 
 
 def page() -> str:
     """The whole page."""
     measured = json.loads((ROOT / "benchmarks" / "measured.json").read_text())
-    parts = [INTRODUCTION]
-    for family, title in FAMILIES.items():
+    parts = [INTRODUCTION, shared_options()]
+    for family, (title, figure, caption) in FAMILIES.items():
         entries = [entry for entry in catalogue() if entry.family == family]
-        parts.append(
-            f"## {title}\n\n![{FIGURES[family]}](figures/{family}.png)\n\n*{FIGURES[family]}*\n"
-        )
+        picture = f"![{figure}](figures/{family}.png)"
+        parts.append(f"## {title}\n\n{picture}\n\n{wrapped(f'*{caption}*')}\n")
         parts += [section(entry, measured) for entry in entries]
     return "\n".join(parts)
 
 
+def shared_options() -> str:
+    """The section on the options, shapes and errors of every loss."""
+    docstring = inspect.getdoc(SegmentationLoss) or ""
+    defaults = inspect.signature(SegmentationLoss).parameters
+    options = fields(block(docstring, "Args"))
+    rows = [(name, default_of(defaults[name].default), text) for name, text in options.items()]
+    shapes = [wrapped(line, "  ") for line in bullets(block(docstring, "Shape"))]
+    errors = [
+        wrapped(f"- `{name}`: {text}", "  ")
+        for name, text in fields(block(docstring, "Raises")).items()
+    ]
+    lines = ["## Options of every loss", "All arguments are keyword-only.", table("option", rows)]
+    lines += ["Shapes of `loss(logits, target)`:", "\n".join(shapes)]
+    lines += ["Errors:", "\n".join(errors)]
+    return "\n\n".join(lines) + "\n"
+
+
 def section(entry: TrainerEntry, measured: dict[str, dict[str, float]]) -> str:
-    """What the page says about one loss."""
+    """The section on one loss."""
     docstring = inspect.getdoc(SegmentationLoss.registry[entry.loss]) or ""
     summary, _, body = docstring.partition("\n\n")
-    text, _, blocks = body.partition("Args:\n")
-    lines = [f"### {entry.loss}", f"{summary}", markdown(text)]
-    arguments = fields(blocks.partition("\n\n")[0])
+    text = re.split(r"^(?:Args|Example):$", body, maxsplit=1, flags=re.MULTILINE)[0]
+    lines = [f"### {entry.loss}", summary, markdown(text)]
     if entry.parameters:
-        rows = [
-            f"| `{name}` | {default_of(value)} | {arguments[name]} |"
-            for name, value in entry.parameters.items()
-        ]
-        lines.append("\n".join(["| parameter | default | meaning |", "| --- | --- | --- |", *rows]))
-    time, memory, gradient = (measured[c][entry.loss] for c in ("time", "memory", "gradient"))
-    lines.append(f"**When:** {entry.when} **When not:** {entry.when_not}")
-    cost = f"`{entry.trainer}` · cost {time:.2g} × time, {memory:.2g} × memory · "
-    rate = f", comparable with `_lr{format_value(float(f'{0.01 / gradient:.2g}'))}`"
-    # no learning rate makes up for a gradient that all but vanishes for some predictions
-    lines.append(f"{cost}gradient {gradient:.2g} ×{rate if gradient > 0.05 else ''}")
-    reference = re.search(r"References:\n((?:    .*\n?)+)", docstring)
-    if reference:
-        lines.append(inspect.cleandoc(reference[1]).replace("\n", " "))
+        meaning = fields(block(docstring, "Args"))
+        rows = [(n, default_of(value), meaning[n]) for n, value in entry.parameters.items()]
+        lines.append(table("parameter", rows))
+    lines.append(f"```pycon\n{block(docstring, 'Example')}\n```")
+    lines.append(wrapped(f"**When:** {entry.when} **When not:** {entry.when_not}"))
+    lines.append(wrapped(cost(entry, measured)))
+    lines.append(wrapped(f"Reference: {block(docstring, 'References')}"))
     return "\n\n".join(line for line in lines if line) + "\n"
 
 
+def cost(entry: TrainerEntry, measured: dict[str, dict[str, float]]) -> str:
+    """The line on the trainer, its cost and its learning rate."""
+    time, memory, gradient = (measured[c][entry.loss] for c in ("time", "memory", "gradient"))
+    rate = f", comparable with `_lr{format_value(float(f'{0.01 / gradient:.2g}'))}`"
+    # no learning rate makes up for a gradient that nearly vanishes for some predictions
+    rate = rate if gradient > 0.05 else ""
+    return (
+        f"`{entry.trainer}` · cost {time:.2g} × time, {memory:.2g} × memory · "
+        f"gradient {gradient:.2g} ×{rate}"
+    )
+
+
+def table(heading: str, rows: list[tuple[str, str, str]]) -> str:
+    """A Markdown table of names, defaults and meanings."""
+    lines = [f"| {heading} | default | meaning |", "| --- | --- | --- |"]
+    return "\n".join(lines + [f"| `{n}` | {default} | {text} |" for n, default, text in rows])
+
+
 def markdown(text: str) -> str:
-    """A docstring's text with its equations as Markdown."""
+    """Convert the equations and roles of a docstring to Markdown."""
 
     def equation(match: re.Match[str]) -> str:
         return f"```math\n{inspect.cleandoc(match[1])}\n```\n"
 
-    text = re.sub(r"\.\. math:: ((?:.+\n?)(?:    .+\n?)*)", equation, text)
-    return re.sub(r":\w+:`~?\.?(?:\w+\.)*(\w+)`", r"`\1`", text).strip()
+    text = re.sub(r":\w+:`~?\.?(?:\w+\.)*(\w+)`", r"`\1`", text).replace("``", "`")
+    return re.sub(r"\.\. math:: ((?:.+\n?)(?:    .+\n?)*)", equation, text).strip()
 
 
-def fields(block: str) -> dict[str, str]:
-    """Name → description of a docstring's arguments."""
-    found = re.findall(r"^    (\*{0,2}\w+): ((?:.*\n?)(?:        .*\n?)*)", block, re.MULTILINE)
+def block(docstring: str, heading: str) -> str:
+    """The indented text below a heading of a docstring, without its indentation."""
+    match = re.search(rf"^{heading}:\n((?:(?:    .*)?\n?)+)", docstring, re.MULTILINE)
+    return textwrap.dedent(match[1]).strip() if match else ""
+
+
+def fields(text: str) -> dict[str, str]:
+    """Name → description of the entries of a docstring's section."""
+    found = re.findall(r"^(\w+): ((?:.*\n?)(?:    .*\n?)*)", text, re.MULTILINE)
     return {name: re.sub(r"\s+", " ", markdown(text)) for name, text in found}
 
 
+def bullets(text: str) -> list[str]:
+    """The items of a list, each on one line."""
+    items = re.findall(r"^- (?:.*\n?)(?:  .*\n?)*", text, re.MULTILINE)
+    return [re.sub(r"\s+", " ", item).strip() for item in items]
+
+
+def wrapped(text: str, indent: str = "") -> str:
+    """Text in lines of the page's width."""
+    return textwrap.fill(
+        re.sub(r"\s+", " ", markdown(text)), WIDTH, subsequent_indent=indent,
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
+
+
 def default_of(value: object) -> str:
-    """A default as a trainer's name would spell it."""
-    return "none" if value is None else format_value(value)
+    """A default: numbers in the spelling of a trainer's name, other values in Python's."""
+    return str(value) if value is None or isinstance(value, bool) else format_value(value)
 
 
 def main() -> int:
     """Write or check the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="exit 1 on a difference")
+    parser.add_argument("--check", action="store_true", help="exit 1 if the page is out of date")
     parser.add_argument("--figures", action="store_true", help="draw the figures too")
     arguments = parser.parse_args()
     text = page()
     if arguments.check:
         if PAGE.read_text(encoding="utf-8") != text:
-            print(f"{PAGE} is not what the docstrings say; run: python tools/losses_page.py")
+            print(f"{PAGE} is out of date; run: python tools/losses_page.py")
             return 1
         return 0
     PAGE.write_text(text, encoding="utf-8")

@@ -1,6 +1,6 @@
-"""Makes docs/numerics.md: our values beside those of others on the same logits.
+"""Write docs/numerics.md: values of our losses and of other implementations on the same logits.
 
-python tools/numerics.py    # needs MONAI for the second table: pip install -e '.[benchmark]'
+python tools/numerics.py    # the second table needs MONAI: pip install -e '.[benchmark]'
 """
 
 from __future__ import annotations
@@ -22,34 +22,38 @@ ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "tests" / "reference"
 INPUTS = np.load(REFERENCE / "inputs.npz")
 IGNORED = 255
-INTRODUCTION = """# Numbers beside those of others
+INTRODUCTION = """# Comparison with other implementations
 
 <!-- Written by tools/numerics.py; run it again. -->
 
 ## Where they agree
 
-`python tools/numerics.py` evaluates every loss on logits and labels on which code of others was run once
-([tests/reference](../tests/reference)), in float64. Value: of the first case; the difference is the largest over the cases.
-Signs and constants are converted (Combo subtracts Dice, nnU-Net's Dice is negative). Where others compute in float32, near a
-perfect prediction only their rounding is left; it is absolute and below 1e-7.
+Other implementations were run once on fixed logits and labels ([tests/reference](../tests/reference)).
+`python tools/numerics.py` evaluates our losses on the same data in float64. *Theirs* and *ours* are the values of the
+first case; the differences are the largest over all cases. Signs and constants are converted, because Combo subtracts
+Dice and nnU-Net's Dice loss is negative. Near a perfect prediction, implementations in float32 leave only rounding
+errors, so relative differences exclude these cases; the absolute differences there are below 1e-7.
 
 """
 DIFFERENCES = """
 ## Where they differ
 
-On the case `bin2d` unless another is named. None of these is a matter of taste: the last column says what is right, and why.
-MONAI and nnU-Net were run; what the code of the others gives was read in it and is computed with ours.
+The values are of the case `bin2d` unless another one is named. None of these differences is a matter of taste: the last
+column says which value is right, and why. MONAI and nnU-Net were run. For the other projects, we read the code and
+computed its result with our losses.
 
 """
 ABSENT = """
-One does not differ where one might expect it: for a class that is absent MONAI's `GeneralizedDiceLoss` gives {:.4f}, and ours
-{:.4f}. Both give it the largest finite weight; with 1/0² the loss would be blind to all others.
+Absent classes are treated alike: on `bin2d` without foreground, MONAI's `GeneralizedDiceLoss` gives {:.4f} and ours
+{:.4f}, and the difference is that of `smooth` above. Both give the class the largest finite weight; with 1/0², the loss
+would ignore all other classes.
 """
 
 
 def agreement() -> Iterator[list[str]]:
     """A row for each loss and parameters: their value, ours, and the largest difference."""
     rows = json.loads((REFERENCE / "values.json").read_text())
+    rows = [r for r in rows if hasattr(losses, r["loss"]) and not r["source"].startswith("formula")]
 
     def key(row: dict[str, Any]) -> tuple[str, ...]:
         return row["loss"], json.dumps(row["kwargs"]), row["source"], row["function"]
@@ -90,6 +94,7 @@ def differences() -> Iterator[list[str]]:
     """A row for each known difference, its numbers computed here."""
     yield from _unified_focal_differences()
     yield from _focal_differences()
+    yield from _generalized_dice_differences()
     yield from _top_k_differences()
     yield from _differences_read()
 
@@ -114,16 +119,16 @@ def _unified_focal_differences() -> Iterator[list[str]]:
         "MONAI, `AsymmetricUnifiedFocalLoss(weight=0.3, delta=0.6)`",
         f"{theirs:.4f}",
         f"{own:.4f}",
-        "MONAI's weight is on the focal term, as equation 19 prints it; the authors' code and figure "
-        "1 put it on the Tversky term, as we do. MONAI also takes the mean of the focal term over the "
-        "two channels, of which one is 0 in each voxel, so that the term counts half.",
+        "MONAI's weight multiplies the focal term, as in equation 19. In the authors' code, in figure 1 and in our "
+        "loss it multiplies the Tversky term. MONAI also averages the focal term over the two channels. One of them "
+        "is 0 in each voxel, so the term counts half.",
     ]
     yield [
         "MONAI, the same, fed with logits",
         f"{float(monai(logits, two)):.4f}",
         f"{own:.4f}",
-        "Its docstring asks for logits and promises a sigmoid that is not applied: probabilities are "
-        "what it needs. Ours takes logits.",
+        "The docstring asks for logits and promises a sigmoid, but no sigmoid is applied: the loss needs "
+        "probabilities. Ours takes logits.",
     ]
     many, classes = batch("mc2d")
     monai = AsymmetricUnifiedFocalLoss(to_onehot_y=True, num_classes=many.shape[1], **parameters)
@@ -134,8 +139,8 @@ def _unified_focal_differences() -> Iterator[list[str]]:
         f"MONAI, the same, {many.shape[1]} classes (`mc2d`)",
         f"{unseen[0]:.4f}",
         f"{ours('UnifiedFocalLoss', 'mc2d', weight=0.3):.4f}",
-        "MONAI's sees classes 0 and 1 only: exchanging the predictions of the others leaves its value "
-        "as it is. Ours is the mean over all classes.",
+        "MONAI's loss uses classes 0 and 1 only: exchanging the predictions of the other classes does not change "
+        "its value. Ours is the mean over all classes.",
     ]
 
 
@@ -150,9 +155,22 @@ def _focal_differences() -> Iterator[list[str]]:
         "MONAI, `FocalLoss(alpha=0.25)`",
         f"{theirs:.4f}",
         f"{own:.4f}",
-        "α is used alike (α for foreground, 1 − α for background), but MONAI takes the mean over the channels "
-        "too, of which all but one are 0 in each voxel: its value shrinks with every class that is added. Ours "
-        "is the mean over voxels, as Lin's equation 5.",
+        "Both use α in the same way (α for foreground, 1 − α for background). MONAI also averages over the channels, "
+        "all but one of which are 0 in each voxel, so its value shrinks with the number of classes. Ours is the mean "
+        "over voxels, as in Lin's equation 5.",
+    ]
+
+
+def _generalized_dice_differences() -> Iterator[list[str]]:
+    from monai.losses import GeneralizedDiceLoss
+
+    theirs = float(GeneralizedDiceLoss(to_onehot_y=True, softmax=True)(*batch("bin2d")))
+    yield [
+        "MONAI, `GeneralizedDiceLoss`",
+        f"{theirs:.6f}",
+        f"{ours('GeneralizedDiceLoss', 'bin2d'):.6f}",
+        "MONAI adds `smooth` to sums that are weighted by 1/V². For large structures these sums are smaller than "
+        "`smooth`, which then decides the value. Ours divides the weights by the largest one before it adds `smooth`.",
     ]
 
 
@@ -169,32 +187,33 @@ def _top_k_differences() -> Iterator[list[str]]:
         "nnU-Net, `TopKLoss(k=10)`, half of the voxels ignored",
         f"{float(TopKLoss(k=10, ignore_index=IGNORED)(logits, ignored)):.4f}",
         f"{own:.4f}",
-        "nnU-Net takes 10 % of all voxels, ignored ones with a loss of 0 included, so it looks at "
-        "twice as many of the others. Ours takes 10 % of those that count.",
+        "nnU-Net selects 10 % of all voxels, including ignored ones with a loss of 0, and so selects twice as many "
+        "of the other voxels. Ours selects 10 % of the voxels that are not ignored.",
     ]
 
 
 def _differences_read() -> Iterator[list[str]]:
-    """What code that is not run here computes, expressed with ours."""
+    """Differences to code that is not run here; its results are computed with our losses."""
     yield [
         "unified-focal-loss, `combo_loss(beta=0.8)`",
         f"{ours('ComboLoss', 'bin2d', beta=0.2):.4f}",
         f"{ours('ComboLoss', 'bin2d', beta=0.8):.4f}",
         "Its weights are β for the background and 1 − β for the foreground, although its docstring says that β > ½ "
-        "penalises false negatives more. Ours does what Taghanaki's paper and that docstring say.",
+        "penalises false negatives more. Ours follows Taghanaki's paper and that docstring.",
     ]
     yield [
         "SegLossOdyssey, `DisPenalizedCE`",
         f"{ours('CrossEntropyLoss', 'bin2d'):.4f}",
         f"{ours('DistancePenalizedCrossEntropyLoss', 'bin2d'):.4f}",
-        "It computes the product of cross entropy and distance weights and returns the mean of the cross entropy "
+        "It computes the product of cross entropy and distance weights, but returns the mean of the cross entropy "
         "alone. Ours returns the mean of the product.",
     ]
     yield [
         "SegLossOdyssey, `HausdorffERLoss`, norm of the gradient where a square is missed",
         "none",
         f"{_gradient_where_a_square_is_missed():.4f}",
-        "It erodes in NumPy, outside of the graph: a network cannot learn from it. Ours differentiates all erosions.",
+        "It erodes in NumPy, outside of the autograd graph, so a network cannot learn from it. Ours differentiates "
+        "all erosions.",
     ]
 
 

@@ -1,11 +1,11 @@
-"""Runs the tests that depend on others' versions, each time in a fresh virtual environment.
+"""Run the tests that depend on the versions of other packages, each time in a fresh environment.
 
     python tools/versions.py lowest onnx newest --python python3.10 python3.13
 
-``lowest`` are the lower bounds that pyproject.toml names, exactly, ``onnx`` those with the extra of
-that name, ``newest`` is what pip picks, and ``torch-2.11`` that with PyTorch 2.11, which compiles
-unlike others. Each environment appends a row to the table; one that has a row already is not made
-again. Its log says what was installed and what failed.
+``lowest`` installs the lower bounds in pyproject.toml, ``onnx`` the same with the extra ``onnx``,
+``newest`` the versions that pip picks, and ``torch-2.11`` the same with PyTorch 2.11, whose
+compiler has a bug of its own. Each environment appends a row to the table; an environment that has
+a row is not measured again. Its log lists the installed packages and the failures.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SHOWN = ("nnunetv2", "torch", "numpy", "scipy", "pandas")
-# What others' versions matter to: names and trainers (nnU-Net), values, compilation and loops
-# (torch, Numba), statistics and reports (scipy, pandas, matplotlib, …), jobs (submitit), and
-# nnU-Net's own commands on real data, with a training for each label scenario.
+# Tests of what depends on other packages: names and trainers (nnU-Net), values and compilation
+# (torch), statistics and reports (scipy, pandas, matplotlib, …), jobs (submitit), and nnU-Net's own
+# commands on real data, with a training for each label scenario.
 TESTS = [f"training/test_{name}.py" for name in ("names", "trainer", "doctor", "nnunet")]
-TESTS += [f"losses/test_{name}.py" for name in ("reference", "execution", "lovasz", "loops")]
+TESTS += [f"losses/test_{name}.py" for name in ("reference", "execution", "lovasz")]
 TESTS += ["compare/test_statistics.py", "compare/test_report.py", "sweep/test_slurm.py"]
 GRAPHS = ["export/test_onnx.py"]
 SETS = {
@@ -41,15 +41,15 @@ PASSED = re.compile(r"\d+ passed(, \d+ (skipped|deselected|warnings?))*")
 
 
 def project() -> dict[str, Any]:
-    """What pyproject.toml says about the project."""
-    import tomllib  # Python 3.11; the environments may be older than what runs this
+    """The table ``project`` of pyproject.toml."""
+    import tomllib  # Python 3.11; only the environments may have an older Python
 
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     return dict(tomllib.loads(text)["project"])
 
 
 def requirements(name: str) -> tuple[list[str], list[str]]:
-    """What pip is told for a set: requirements and constraints."""
+    """The requirements and constraints that pip gets for a set."""
     extras = project()["optional-dependencies"]
     tools = [line for line in extras["test"] if line.startswith(("pytest", "hypothesis"))]
     if name == "newest":
@@ -57,16 +57,16 @@ def requirements(name: str) -> tuple[list[str], list[str]]:
     if name == "torch-2.11":
         return [".", *tools], ["torch==2.11.0"]
     lines = [*project()["dependencies"], *tools, *(extras["onnx"] if name == "onnx" else [])]
-    bounds = dict(line.split(">=") for line in lines)  # an extra raises what others need
+    bounds = dict(line.split(">=") for line in lines)  # an extra raises bounds of the package
     package = ".[onnx]" if name == "onnx" else "."
     return [package, *tools], [f"{other}=={bound}" for other, bound in bounds.items()]
 
 
 class Environment:
-    """A virtual environment with the package, and the log of what happens in it.
+    """A virtual environment with the package, and the log of its commands.
 
     Args:
-        folder: Where it goes; what is there is removed.
+        folder: Its folder; anything in it is removed.
         timeout: Seconds that each command may take.
     """
 
@@ -77,7 +77,7 @@ class Environment:
         self.python = self.venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
     def run(self, *command: str | Path) -> str | None:
-        """Run a command to its end; what went wrong, or None. Nothing that it started survives."""
+        """Run a command and end all its processes; return an error message or None."""
         kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "nnUNet_extTrainer")}
         with self.log.open("a", encoding="utf-8") as log:
             print("$", *command, file=log, flush=True)
@@ -96,7 +96,7 @@ class Environment:
         return None if status == 0 else f"exit status {status}"
 
     def install(self, python: str, name: str) -> str | None:
-        """Make the environment and install a set into it; what went wrong, or None."""
+        """Create the environment and install a set; return an error message or None."""
         (package, *tools), constraints = requirements(name)
         file = self.venv.with_name("constraints.txt")
         file.write_text("\n".join(constraints), encoding="utf-8")
@@ -117,7 +117,7 @@ class Environment:
         return dict(zip(SHOWN, done.stdout.split(), strict=True))
 
     def test(self, names: list[str]) -> str:
-        """Run files of tests; pytest's summary."""
+        """Run test files; return pytest's summary."""
         files = [f"tests/{name}" for name in names]
         command = [self.python, "-m", "pytest", "-q", "-rfE", "-p", "no:cacheprovider"]
         problem = self.run(*command, *files)
@@ -133,7 +133,7 @@ def python_version(python: str) -> str:
 
 
 def measure(environment: Environment, name: str, python: str) -> dict[str, str]:
-    """Make an environment, run the tests in it and remove it; versions and outcome."""
+    """Create an environment, run the tests in it and remove it; return versions and outcome."""
     versions = dict.fromkeys(SHOWN, "")
     problem = environment.install(python, name)
     if problem is None:
@@ -144,7 +144,7 @@ def measure(environment: Environment, name: str, python: str) -> dict[str, str]:
 
 
 def add_row(table: Path, row: dict[str, str]) -> None:
-    """Append a row to a Markdown file that ends with the table, or has none yet."""
+    """Append a row to the table at the end of a Markdown file; add the heading if needed."""
     text = table.read_text(encoding="utf-8") if table.exists() else ""
     if "| versions |" not in text:
         text += f"| {' | '.join(row)} |\n|{' --- |' * len(row)}\n"
@@ -152,7 +152,7 @@ def add_row(table: Path, row: dict[str, str]) -> None:
 
 
 def options() -> argparse.Namespace:
-    """What the command line says."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("sets", nargs="+", choices=SETS, help="the versions to install")
@@ -164,22 +164,25 @@ def options() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Measure what is asked for and has no row yet; 1 where something was not as it should be."""
-    asked, status = options(), 0
+    """Measure all requested environments without a row; return 1 if one of them failed."""
+    arguments, status = options(), 0
     if not os.environ.get("UNIFIEDLOSS_TEST_DATA"):
         sys.exit(
-            "without UNIFIEDLOSS_TEST_DATA (see docs/inside.md) the trainings would be skipped"
+            "set UNIFIEDLOSS_TEST_DATA (see docs/inside.md); without it, trainings are skipped"
         )
-    asked.table.parent.mkdir(parents=True, exist_ok=True)
-    for python, name in itertools.product(asked.python, asked.sets):
+    arguments.table.parent.mkdir(parents=True, exist_ok=True)
+    for python, name in itertools.product(arguments.python, arguments.sets):
         row = {"versions": name, "Python": python_version(python)}
-        if asked.table.exists() and f"| {' | '.join(row.values())} |" in asked.table.read_text():
+        if (
+            arguments.table.exists()
+            and f"| {' | '.join(row.values())} |" in arguments.table.read_text()
+        ):
             continue
-        folder = asked.work.resolve() / "-".join(row.values())
+        folder = arguments.work.resolve() / "-".join(row.values())
         print(f"{name} on Python {row['Python']}: {folder / 'log.txt'}", flush=True)
-        row |= measure(Environment(folder, asked.timeout), name, python)
+        row |= measure(Environment(folder, arguments.timeout), name, python)
         print(row["outcome"], flush=True)
-        add_row(asked.table, row)
+        add_row(arguments.table, row)
         status |= not PASSED.fullmatch(row["outcome"])
     return int(status)
 

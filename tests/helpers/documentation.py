@@ -23,17 +23,17 @@ from nnunet_unifiedloss.compare.metrics import METRICS
 from nnunet_unifiedloss.training import names
 
 ROOT = Path(__file__).parents[2]
-# the last ones install or unpack things: there is nothing of ours to check
+# their arguments do not name anything of this package
 OTHER_PROGRAMS = {"export", "apt-get", "unzip"}
-EXAMPLE_LOSS = "nnUNetTrainerPowerCrossEntropy"  # of own_loss.md, which another test trains with
+EXAMPLE_LOSS = "nnUNetTrainerPowerCrossEntropy"  # of own_loss.md; another test uses it
 
 
 class WrongCommandError(Exception):
-    """A command that its program would refuse."""
+    """A command that its program would reject."""
 
 
 class Parsed(BaseException):
-    """Thrown from the middle of a program, when its parser has accepted the arguments."""
+    """Raised to leave a program as soon as its parser has accepted the arguments."""
 
     def __init__(self, arguments: argparse.Namespace, flags: set[str]) -> None:
         super().__init__()
@@ -41,9 +41,9 @@ class Parsed(BaseException):
 
 
 def commands(page: str) -> Iterator[str]:
-    """The commands of a page: the lines of code blocks without a language, and inline code.
+    """The commands of a page: lines of code blocks without a language, and inline code.
 
-    Inline code counts where it has arguments, and no ellipsis.
+    Inline code counts as a command if it has arguments and no ellipsis.
     """
     for language, block in re.findall(r"^ *```(\w*)\n(.*?)^ *```$", page, re.MULTILINE | re.DOTALL):
         if not language:
@@ -70,13 +70,13 @@ def _without_shell(line: str) -> Iterator[str]:
 
 
 def check(command: str) -> set[str]:
-    """Read a command as its program would.
+    """Parse a command in the same way as its program.
 
     Returns:
-        The flags that the program has, if it is one of the repository's Python programs.
+        The flags of the program if it is one of the repository's Python programs.
 
     Raises:
-        WrongCommandError: The program would refuse it, or this does not know the program.
+        WrongCommandError: The program would reject the command, or is unknown.
     """
     program, *arguments = shlex.split(command)
     program = program.removeprefix(".venv/bin/")
@@ -99,12 +99,12 @@ def check(command: str) -> set[str]:
     elif program == "pip":
         _check_pip(arguments, command)
     elif program not in OTHER_PROGRAMS:
-        raise WrongCommandError(f"{command}: what program is {program}?")
+        raise WrongCommandError(f"{command}: unknown program {program}")
     return set()
 
 
 def _caught(run: object, command: str, words: list[str] | None = None) -> Parsed:
-    """What the first parser of a program makes of its arguments."""
+    """The arguments as the first parser of a program reads them."""
     original = argparse.ArgumentParser.parse_known_args  # which parse_args calls
 
     def parse_known_args(self, args=None, namespace=None):
@@ -120,7 +120,7 @@ def _caught(run: object, command: str, words: list[str] | None = None) -> Parsed
     with (
         mock.patch.object(parser, "parse_known_args", parse_known_args),
         mock.patch.object(parser, "error", error),
-        # an abbreviated flag is accepted on the command line, but is no way to write documentation
+        # the command line accepts abbreviated flags; documentation spells them out
         mock.patch.object(parser, "_get_option_tuples", return_value=[]),
         mock.patch.object(sys, "argv", words or sys.argv),
     ):
@@ -128,7 +128,7 @@ def _caught(run: object, command: str, words: list[str] | None = None) -> Parsed
             run()
         except Parsed as parsed:
             return parsed
-    raise WrongCommandError(f"{command}: its program has no parser of arguments")
+    raise WrongCommandError(f"{command}: its program does not parse arguments")
 
 
 def _nnunets(program: str, arguments: list[str]) -> Parsed:
@@ -147,16 +147,16 @@ def _check_trainers(arguments: argparse.Namespace) -> None:
 
 
 def check_trainer(name: str) -> None:
-    """Raise an error where neither we nor nnU-Net have a trainer of this name."""
+    """Raise an error if neither nnU-Net nor this package has a trainer of this name."""
     if names.loss_of(name) is not None:
         names.parse(name)
     elif name not in host_trainers() and not name.startswith(EXAMPLE_LOSS):
-        raise WrongCommandError(f"neither nnU-Net nor we have a trainer {name}")
+        raise WrongCommandError(f"neither nnU-Net nor this package has a trainer {name}")
 
 
 @functools.cache
 def host_trainers() -> set[str]:
-    """The trainers that nnU-Net comes with, from its source."""
+    """The names of nnU-Net's own trainers, from its source."""
     (package,) = find_spec("nnunetv2").submodule_search_locations
     sources = Path(package, "training", "nnUNetTrainer").rglob("*.py")
     texts = [path.read_text(encoding="utf-8") for path in sources]
@@ -186,6 +186,7 @@ def _check_pytest(arguments: list[str], command: str) -> None:
     parser.add_argument("-m")
     parser.add_argument("-k")
     parser.add_argument("-s", action="store_true")
+    parser.add_argument("-n")
     parser.add_argument("files", nargs="*", type=Path)
     parsed = _caught(lambda: parser.parse_args(arguments), command).arguments
     for path in parsed.files:
@@ -202,7 +203,7 @@ def _check_pytest(arguments: list[str], command: str) -> None:
                 possible.format(word), text, re.MULTILINE
             )
             if not known:
-                raise WrongCommandError(f"{command}: no test fits {word}")
+                raise WrongCommandError(f"{command}: no test matches {word}")
         Expression.compile(expression or "")
 
 
@@ -217,13 +218,13 @@ def _check_pip(arguments: list[str], command: str) -> None:
             continue
         requirement = Requirement(word.replace(".", "nnunet-unifiedloss", 1))
         if requirement.name != "nnunet-unifiedloss" or not requirement.extras <= ours:
-            raise WrongCommandError(f"{command}: {word} is not ours, or has no such extra")
+            raise WrongCommandError(f"{command}: {word} is not this package, or has no such extra")
 
 
 @functools.cache
 def known_flags() -> set[str]:
-    """The flags of our commands, of nnU-Net's and of pytest's that documentation may name."""
-    flags = {"-m", "-k", "-s", "--help", "--version"}
+    """All flags of nnU-Net's, pytest's and our commands that documentation may name."""
+    flags = {"-m", "-k", "-s", "-n", "--help", "--version"}
     parser = make_parser()
     (subparsers,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     for command in subparsers.choices.values():
