@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import random
 
 import pytest
 import torch
@@ -57,27 +59,43 @@ MIXED_PRECISION = {
 }
 
 
+def assert_finite(name, regions, case, precision, parameters, batch_dice):
+    label, logits, target = case
+    dtype, context = MIXED_PRECISION[precision]
+    x = logits.to(dtype).requires_grad_()
+    loss = getattr(losses, name)(regions=regions, batch_dice=batch_dice, **parameters)
+    with context():
+        value = loss(x, target)
+    # as a gradient scaler does; the structural gradient is CE/c, large in float16 as it is
+    scale = 1 if name == "StructuralSimilarityLoss" else 1024
+    (scale * value).backward()
+    where = f"{label} {precision} {parameters} batch_dice={batch_dice}"
+    assert value.dtype == torch.float32, where
+    assert torch.isfinite(value), where
+    assert value >= 0 or name in NEGATIVE, where
+    assert torch.isfinite(x.grad).all(), where
+
+
+@every_loss
+@every_mode
+def test_finite_everywhere(name, regions):
+    """Each corner case in two precisions, with parameters drawn from the table."""
+    draw = random.Random(0)
+    sets = parameter_sets(name, regions=regions, dims=3)
+    for case in corner_cases(regions):
+        for precision in draw.sample(list(MIXED_PRECISION), 2):
+            assert_finite(name, regions, case, precision, draw.choice(sets), draw.random() < 0.5)
+
+
+@pytest.mark.slow
 @every_loss
 @every_mode
 @pytest.mark.parametrize("precision", MIXED_PRECISION)
-def test_finite_everywhere(name, regions, precision):
-    dtype, context = MIXED_PRECISION[precision]
+def test_finite_everywhere_in_all_combinations(name, regions, precision):
     sets = parameter_sets(name, regions=regions, dims=3)
-    for case, logits, target in corner_cases(regions):
-        for parameters in sets:
-            for batch_dice in (False, True):
-                x = logits.to(dtype).requires_grad_()
-                loss = getattr(losses, name)(regions=regions, batch_dice=batch_dice, **parameters)
-                with context():
-                    value = loss(x, target)
-                # as a gradient scaler does; the structural slope is CE/c, large in float16 as it is
-                scale = 1 if name == "StructuralSimilarityLoss" else 1024
-                (scale * value).backward()
-                where = f"{case} {parameters} batch_dice={batch_dice}"
-                assert value.dtype == torch.float32, where
-                assert torch.isfinite(value), where
-                assert value >= 0 or name in NEGATIVE, where
-                assert torch.isfinite(x.grad).all(), where
+    for case, parameters in itertools.product(corner_cases(regions), sets):
+        for batch_dice in (False, True):
+            assert_finite(name, regions, case, precision, parameters, batch_dice)
 
 
 @every_loss

@@ -145,9 +145,10 @@ def property_test(check):
 
     @every_loss
     @every_mode
-    def test(name, regions):
+    @pytest.mark.parametrize("examples", [4, pytest.param(40, marks=pytest.mark.slow)])
+    def test(name, regions, examples):
         @settings(
-            max_examples=12,
+            max_examples=examples,
             deadline=None,
             derandomize=True,
             database=None,
