@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,10 +13,11 @@ from scipy import stats
 from nnunet_unifiedloss.compare.metrics import METRICS
 from nnunet_unifiedloss.compare.statistics import (
     FEWEST_PAIRS,
-    Resamples,
+    bootstrap_means,
     complete,
     friedman_test,
     holm,
+    mean_interval,
     paired_test,
     ranks,
     share_first,
@@ -68,6 +68,11 @@ class Settings:
         """The metric that methods are ranked by."""
         return self.metrics[0]
 
+    @property
+    def bootstrap(self) -> dict[str, int]:
+        """The arguments of every bootstrap."""
+        return {"samples": self.samples, "seed": self.seed}
+
 
 def paired_scores(table: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
     """One row for each data set, label, metric and case; one column for each method.
@@ -103,8 +108,7 @@ def summary_table(cases: pd.DataFrame, settings: Settings) -> pd.DataFrame:
     """Mean with its bootstrap interval, median and quartiles over the cases with a value."""
     rows = []
     for place, scores in _groups(cases):
-        resamples = _resamples(len(scores), settings)
-        low, high = resamples.interval(scores.to_numpy())
+        low, high = mean_interval(scores.to_numpy(), **settings.bootstrap)
         described = pd.DataFrame(
             {
                 "cases": scores.notna().sum(),
@@ -128,7 +132,7 @@ def difference_table(cases: pd.DataFrame, settings: Settings) -> pd.DataFrame:
         baseline = scores[settings.baseline].to_numpy()
         others = scores.drop(columns=settings.baseline)
         paired = others.to_numpy() - baseline[:, None]
-        low, high = _resamples(len(scores), settings).interval(paired)
+        low, high = mean_interval(paired, **settings.bootstrap)
         for index, method in enumerate(others):
             test = paired_test(others[method].to_numpy(), baseline)
             wins, losses = test.larger, test.smaller
@@ -172,7 +176,7 @@ def ranking_table(cases: pd.DataFrame, settings: Settings) -> pd.DataFrame:
             if place["metric"] == settings.primary:
                 raise ValueError(_unrankable(scores, place))
             continue
-        means = _resamples(len(of_cases), settings).means(of_cases)
+        means = bootstrap_means(of_cases, **settings.bootstrap)
         ranked = pd.DataFrame(
             {
                 "method": scores.columns,
@@ -206,7 +210,7 @@ def overall_table(dataset_ranks: pd.DataFrame, settings: Settings) -> pd.DataFra
         settings: How the comparison is made.
     """
     of_sets = ranks(dataset_ranks.to_numpy(), higher_is_better=False)
-    means = _resamples(len(of_sets), settings).means(of_sets)
+    means = bootstrap_means(of_sets, **settings.bootstrap)
     statistic, p = friedman_test(of_sets)
     return pd.DataFrame(
         {
@@ -260,7 +264,7 @@ def _strata(pairs: pd.DataFrame, settings: Settings) -> Iterator[dict[str, Any]]
         return
     stratum = pd.qcut(pairs["size"].rank(method="first"), count, labels=False)
     for number, group in pairs.groupby(stratum):
-        low, high = _resamples(len(group), settings).interval(group["difference"].to_numpy())
+        low, high = mean_interval(group["difference"].to_numpy(), **settings.bootstrap)
         yield {
             "stratum": int(str(number)) + 1,
             "strata": count,
@@ -296,11 +300,6 @@ def empties_table(table: pd.DataFrame) -> pd.DataFrame:
         }
     )
     return found.groupby(level=place).sum().reset_index()
-
-
-@functools.lru_cache(maxsize=2)  # of 1,000 cases each takes 40 MB
-def _resamples(cases: int, settings: Settings) -> Resamples:
-    return Resamples(cases, settings.samples, settings.seed)
 
 
 def _ordered(table: pd.DataFrame) -> pd.DataFrame:

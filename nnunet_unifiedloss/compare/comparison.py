@@ -110,16 +110,22 @@ class Comparison:
         found = set(self.cases.index[there].get_level_values("label"))
         return [label for label in self.labels if label in found]
 
-    def difference(self, dataset: str, method: str) -> pd.Series[Any]:
-        """The row of ``differences`` that methods are judged by: primary metric, main label."""
-        table = self.differences
-        chosen = table[
+    def main_rows(self, table: pd.DataFrame, dataset: str) -> pd.DataFrame:
+        """The rows of a table about the primary metric on the main label."""
+        return table[
             (table["dataset"] == dataset)
             & (table["metric"] == self.settings.primary)
             & (table["label"] == self.main_label)
-            & (table["method"] == method)
         ]
-        return chosen.iloc[0]
+
+    def main_row(self, table: pd.DataFrame, dataset: str, method: str) -> pd.Series[Any]:
+        """The row of a table about a method's primary metric on the main label."""
+        rows = self.main_rows(table, dataset)
+        return rows[rows["method"] == method].iloc[0]
+
+    def difference(self, dataset: str, method: str) -> pd.Series[Any]:
+        """The row of ``differences`` that a method is judged by."""
+        return self.main_row(self.differences, dataset, method)
 
 
 def compare(

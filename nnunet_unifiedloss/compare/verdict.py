@@ -12,7 +12,14 @@ from nnunet_unifiedloss.compare.comparison import Comparison
 from nnunet_unifiedloss.compare.metrics import METRICS
 from nnunet_unifiedloss.compare.statistics import FEWEST_PAIRS, LEVEL
 
-__all__ = ["caveats", "format_p", "short_names", "verdict"]
+__all__ = [
+    "caveats",
+    "describe_metric",
+    "format_p",
+    "short_names",
+    "value_with_interval",
+    "verdict",
+]
 
 
 def short_names(methods: list[str]) -> dict[str, str]:
@@ -47,6 +54,18 @@ def format_p(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
+def value_with_interval(row: pd.Series[Any], name: str, form: str = ".3f") -> str:
+    """A value of a table and its interval, where it has one.
+
+    Example:
+        >>> value_with_interval(pd.Series({"mean": 0.5, "mean_low": 0.4, "mean_high": 0.6}), "mean")
+        '0.500 [0.400, 0.600]'
+    """
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    interval = "" if math.isnan(low) else f" [{low:{form}}, {high:{form}}]"
+    return f"{row[name]:{form}}{interval}"
+
+
 def verdict(comparison: Comparison) -> str:
     """Which method is best by the primary metric and how sure that is, in two sentences."""
     if len(comparison.datasets) == 1:
@@ -56,19 +75,19 @@ def verdict(comparison: Comparison) -> str:
 
 def _of_one_data_set(comparison: Comparison, dataset: str) -> str:
     settings = comparison.settings
-    ranking = comparison.ranking[comparison.ranking["metric"] == settings.primary]
     best = comparison.methods[0]
-    row = _row(comparison.summary, comparison, dataset, best)
-    rank = ranking.set_index("method")["mean_rank"]
-    equal = ", ".join(m for m in comparison.methods[1:] if rank[m] == rank[best])
+    row = comparison.main_row(comparison.summary, dataset, best)
+    ranked = comparison.main_row(comparison.ranking, dataset, best)
+    ranking = comparison.main_rows(comparison.ranking, dataset)
+    tied = set(ranking.loc[ranking["mean_rank"] == ranked["mean_rank"], "method"])
+    equal = ", ".join(method for method in comparison.methods[1:] if method in tied)
     first = (
         f"On {dataset} ({row['cases']} cases) {best} ranks best by {settings.primary}, with a mean "
-        f"of {_value(row['mean'], row['mean_low'], row['mean_high'])}"
-        + (f" (the same rank: {equal})" if equal else "")
+        f"of {value_with_interval(row, 'mean')}" + (f" (the same rank: {equal})" if equal else "")
     )
     if len(comparison.methods) == 1:
         return f"{first}. It is alone, so there is nothing to compare it with."
-    share = float(ranking.loc[ranking["method"] == best, "first"].iloc[0])
+    share = ranked["first"]
     if math.isnan(share):
         return f"{first}. {_too_few(int(row['cases']))}"
     sure = f"it is first in {share:.0%} of the bootstrap samples"
@@ -82,7 +101,7 @@ def _beside_baseline(comparison: Comparison, dataset: str, best: str) -> str:
     test = comparison.difference(dataset, best)
     if test["cases"] < FEWEST_PAIRS:
         return _too_few(int(test["cases"]))
-    size = _value(test["difference"], test["difference_low"], test["difference_high"], signed=True)
+    size = value_with_interval(test, "difference", "+.3f")
     numbers = (
         f"difference {size}, Wilcoxon with Holm's adjustment p {_equals(test['p_holm'])}, "
         f"rank-biserial effect {test['effect']:+.2f}"
@@ -197,22 +216,6 @@ def _too_few(cases: int) -> str:
         f"With {cases} case{'s' * (cases != 1)} no difference can be shown to be more than chance: "
         f"even if all agreed, p would be {smallest:.3g}; at least {FEWEST_PAIRS} are needed."
     )
-
-
-def _row(table: pd.DataFrame, comparison: Comparison, dataset: str, method: str) -> pd.Series[Any]:
-    chosen = (
-        (table["dataset"] == dataset)
-        & (table["metric"] == comparison.settings.primary)
-        & (table["label"] == comparison.main_label)
-        & (table["method"] == method)
-    )
-    return table[chosen].iloc[0]
-
-
-def _value(value: float, low: float, high: float, *, signed: bool = False) -> str:
-    form = "+.3f" if signed else ".3f"
-    interval = "" if math.isnan(low) else f" [{low:{form}}, {high:{form}}]"
-    return f"{value:{form}}{interval}"
 
 
 def _equals(p: float) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_unifiedloss.results.plans import Plans
 from nnunet_unifiedloss.results.trainings import (
     DEFAULT_FOLDS,
     DEFAULT_PLANS,
@@ -61,7 +62,7 @@ class Model:
     @property
     def previous_stage(self) -> str | None:
         """The configuration whose predictions this one needs, for the second stage of a cascade."""
-        return _previous_stage(self.read("plans.json"), self.configuration)
+        return Plans(self.folder, "plans").previous_stage(self.configuration)
 
     def _training(self, fold: str) -> Training:
         return Training(self.dataset, self.configuration, self.plans, self.trainer, fold)
@@ -122,18 +123,6 @@ def _check_names(*names: str) -> None:
     for name in names:
         if not name or "/" in name or "\\" in name or name.startswith("."):
             raise ValueError(f"{name!r}: expected a plain name, without a folder")
-
-
-def _previous_stage(plans: dict[str, Any], configuration: str) -> str | None:
-    """As nnU-Net reads it: a configuration has what it inherits."""
-    seen: set[str] = set()
-    while configuration in plans["configurations"] and configuration not in seen:
-        seen.add(configuration)
-        settings = plans["configurations"][configuration]
-        if "previous_stage" in settings:
-            return settings["previous_stage"]  # type: ignore[no-any-return]
-        configuration = settings.get("inherits_from", "")
-    return None
 
 
 def _check_files(model: Model) -> None:
