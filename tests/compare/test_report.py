@@ -153,7 +153,9 @@ def test_a_failure_leaves_the_earlier_report(comparison, tmp_path, monkeypatch, 
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_a_failure_at_the_last_moment_puts_everything_back(comparison, tmp_path, monkeypatch, undrawn):
+def test_a_failure_at_the_last_moment_puts_everything_back(
+    comparison, tmp_path, monkeypatch, undrawn
+):
     folder = tmp_path / "report"
     write_report(comparison, folder, command="the first")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
