@@ -279,7 +279,7 @@ def test_zip_bombs(content, pack):
 
 def lying_bomb(name: str, method: int) -> bytes:
     """An archive of one file, which says that it holds 1000 bytes."""
-    size = 256 * 2**20
+    size = 128 * 2**20 + 54321
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", method) as archive:
         archive.writestr(name, bytes(size))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_unifiedloss.training import doctor, install, probe
+from nnunet_unifiedloss.training import doctor, install, machine, probe
 from nnunet_unifiedloss.training.doctor import diagnose
 from nnunet_unifiedloss.training.probe import Probe
 
@@ -36,8 +36,8 @@ def environment(tmp_path, monkeypatch):
     monkeypatch.setattr(install, "module_state", lambda: "current")
     monkeypatch.setattr(doctor.shutil, "which", lambda name: str(tmp_path / "nnUNetv2_train"))
     (tmp_path / "nnUNetv2_train").write_text(f"#!{sys.executable}\n")
-    monkeypatch.setattr(doctor, "SHARED_MEMORY", tmp_path)
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: Usage(64 * 10**9))
+    monkeypatch.setattr(machine, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda folder: Usage(64 * 10**9))
     monkeypatch.setattr(resource, "getrlimit", lambda limit: (65536, 65536))
     monkeypatch.delenv("nnUNet_extTrainer", raising=False)
     monkeypatch.delenv("nnUNet_n_proc_DA", raising=False)
@@ -288,7 +288,7 @@ def test_a_gpu_that_the_build_has_no_kernels_for(environment):
 )
 def test_shared_memory(environment, monkeypatch, megabytes, workers, status):
     environment.values["workers"] = workers
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: Usage(megabytes * 10**6))
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda folder: Usage(megabytes * 10**6))
     if status is None:
         assert not problems()
     else:
