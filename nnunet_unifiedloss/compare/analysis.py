@@ -45,15 +45,16 @@ STRATUM_COLUMNS += ["difference", "difference_low", "difference_high"]
 
 @dataclass(frozen=True)
 class Settings:
-    """How a comparison was made.
+    """Settings of a comparison.
 
     Attributes:
         baseline: The method that the others are compared with.
         metrics: Metrics that are compared; methods are ranked by the first.
-        tolerance: Of the normalised surface distance in mm, or None for each image's largest step.
-        empty: What a distance is where only one of reference and prediction is empty.
+        tolerance: Tolerance of the normalised surface distance in mm; None for the largest spacing
+            of each image.
+        empty: Value of a distance where only one of reference and prediction is empty.
         samples: Number of bootstrap samples.
-        seed: Of the bootstrap.
+        seed: Seed of the bootstrap.
     """
 
     baseline: str
@@ -207,7 +208,7 @@ def overall_table(dataset_ranks: pd.DataFrame, settings: Settings) -> pd.DataFra
 
     Args:
         dataset_ranks: Mean rank over the cases, shape (data sets, methods).
-        settings: How the comparison is made.
+        settings: Settings of the comparison.
     """
     of_sets = ranks(dataset_ranks.to_numpy(), higher_is_better=False)
     means = bootstrap_means(of_sets, **settings.bootstrap)
@@ -287,7 +288,7 @@ def _size_correlation(pairs: pd.DataFrame) -> dict[str, Any]:
 
 
 def empties_table(table: pd.DataFrame) -> pd.DataFrame:
-    """How many cases have an empty reference, prediction, or both."""
+    """Number of cases with an empty reference, an empty prediction, or both."""
     counts = table[table["metric"].isin(["n_ref", "n_pred"])]
     place = ["dataset", "label", "method"]
     wide = counts.set_index([*place, "fold", "case", "metric"])["value"].unstack("metric")

@@ -1,4 +1,4 @@
-"""Which trainer is better on this data, by how much, how sure."""
+"""The comparison of trainers: tables of scores, differences, tests and ranks."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ __all__ = ["Comparison", "analyse", "compare"]
 
 @dataclass
 class Comparison:
-    """The answer. All tables are tidy, a row for each data set, method and what they name.
+    """The result of a comparison. All tables are tidy: one row for each data set and method.
 
     Attributes:
-        results: What it is computed from; ``results.table`` has every value of every case.
-        settings: How it was computed.
-        methods: What is compared, the best first.
+        results: The collected results; ``results.table`` has every value of every case.
+        settings: Settings of the comparison.
+        methods: The compared methods, the best first.
         cases: Paired scores: one row for each data set, case, label and metric, one column for
             each method.
         summary: Mean with its interval, median and quartiles.
@@ -86,7 +86,7 @@ class Comparison:
 
     @property
     def main_label(self) -> str:
-        """What methods are ranked on: the mean over the structures, or the only one."""
+        """The label that methods are ranked on: the mean over the structures, or the only one."""
         return self.labels[0]
 
     def scores(self, dataset: str, metric: str, label: str) -> pd.DataFrame:
@@ -155,9 +155,9 @@ def compare(
             another one of nnU-Net's own, else the first.
         metrics: Names of :data:`~.metrics.METRICS`, the one to rank by first;
             all of them, ranked by Dice, if None.
-        tolerance: Of the normalised surface distance in mm; the largest spacing of each image if
-            None.
-        empty: What a distance is where only the reference or only the prediction is empty:
+        tolerance: Tolerance of the normalised surface distance in mm; None for the largest spacing
+            of each image.
+        empty: Value of a distance where only the reference or only the prediction is empty:
             ``worst``, the diagonal of the image, or ``nan``, left out.
         strict: Refuse to leave out a case.
         processes: Number of processes that measure.
@@ -218,10 +218,10 @@ def analyse(
         baseline: As in :func:`compare`, like what follows.
         metrics: Metrics to compare.
         strict: Refuse to leave out a case.
-        tolerance: What the results were collected with.
-        empty: What the results were collected with.
+        tolerance: The tolerance that the results were collected with.
+        empty: The treatment of empty cases that the results were collected with.
         samples: Number of bootstrap samples.
-        seed: Of the bootstrap.
+        seed: Seed of the bootstrap.
 
     Raises:
         ValueError: As :func:`compare`.

@@ -23,8 +23,8 @@ class ReportFigure:
     """A figure of the report.
 
     Attributes:
-        name: Of its files.
-        section: Of the page.
+        name: Name of its files, without ending.
+        section: Section of the page.
         caption: One line below it.
         svg: The drawing.
         png: The same as pixels.
@@ -44,7 +44,7 @@ class ReportFigure:
 
 
 def report_figures(comparison: Comparison) -> Iterator[ReportFigure]:
-    """All figures that the comparison has something to draw for."""
+    """Draw every figure for which the comparison has data."""
     several = len(comparison.datasets) > 1
     rows = len(comparison.methods)
     for dataset in comparison.datasets:

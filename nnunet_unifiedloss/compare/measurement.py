@@ -43,13 +43,13 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class MeasuredCase:
-    """What was measured on one prediction.
+    """Metrics of one prediction.
 
     Attributes:
         metrics: By structure: the metrics of :func:`structure_metrics` and the counts TP, FP, FN.
         voxel: Volume of a voxel in mm³ (mm² of an image with two axes).
         diagonal: Diagonal of the image in mm, the largest distance there can be.
-        error: Why nothing could be measured, with the file and the remedy; empty if all is well.
+        error: Reason why nothing could be measured, with file and remedy; empty without one.
     """
 
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -68,9 +68,9 @@ def measure(
     """Measure predictions, or read what was measured before.
 
     Args:
-        segmentations: What to measure.
-        tolerance: Of the normalised surface distance in mm; the largest spacing of each image if
-            None.
+        segmentations: The predictions and their references.
+        tolerance: Tolerance of the normalised surface distance in mm; None for the largest spacing
+            of each image.
         processes: Number of processes.
         progress: Called with how many predictions are done and how many there are.
 
@@ -173,7 +173,7 @@ class LabelImage:
 
     Args:
         array: The label values.
-        properties: What nnU-Net's reader says of the image.
+        properties: The properties that nnU-Net's reader returns.
         ignored: The ignore label, or None.
     """
 
@@ -210,7 +210,7 @@ def read_label_image(path: Path, labels: Labels) -> LabelImage:
 
 
 def geometry_error(reference: Mapping[str, Any], prediction: Mapping[str, Any]) -> str:
-    """How two images lie differently in space, as nnU-Net's readers describe it; empty if not.
+    """Difference in the geometry of two images, as nnU-Net's readers describe it; empty if none.
 
     Example:
         >>> geometry_error({"spacing": (3, 1, 1)}, {"spacing": (3, 1, 1.5)})
@@ -235,7 +235,7 @@ def _numbers(values: Iterable[float]) -> str:
 
 
 class _Cache:
-    """What was measured before, in a file beside the predictions of each fold.
+    """Earlier measurements, kept in a file beside the predictions of each fold.
 
     Args:
         segmentations: All that will be asked for.
@@ -282,7 +282,7 @@ class _Cache:
 
 
 def _key(item: Segmentation, tolerance: float | None) -> list[Any]:
-    """What the measured values depend on, as JSON gives it back."""
+    """Everything that the measured values depend on, in types that JSON preserves."""
     labels = item.labels
     structures = {name: list(values) for name, values in labels.structures.items()}
     files = [_fingerprint(item.prediction), _fingerprint(item.reference)]

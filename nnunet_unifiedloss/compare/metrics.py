@@ -22,12 +22,12 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Metric:
-    """What a metric is called and means.
+    """Name and meaning of a metric.
 
     Attributes:
         name: Its name in tables.
         description: One line.
-        higher_is_better: Whether large values are good.
+        higher_is_better: True if large values are good.
         unit: ``mm``, or nothing.
     """
 
@@ -135,7 +135,7 @@ class Structure:
         return np.asarray(self._tree.query(points)[0])
 
     def overlap(self, other: Structure) -> Mask:
-        """Where the other structure of the same image is, in this one's box."""
+        """The mask of another structure of the same image, inside this structure's box."""
         there = np.zeros_like(self.mask)
         common = [
             (max(a.start, b.start), min(a.stop, b.stop))
@@ -153,7 +153,7 @@ class Structure:
         return there
 
     def lesions_overlapping(self, other: Structure) -> int:
-        """How many lesions of this structure share a voxel with the other."""
+        """Number of lesions of this structure that share a voxel with the other one."""
         return int(np.count_nonzero(np.unique(self.lesions[self.overlap(other)])))
 
 

@@ -53,7 +53,7 @@ def plot_differences(
     after Holm's adjustment.
 
     Args:
-        comparison: What to draw.
+        comparison: The comparison to draw.
         dataset: The data set; the first if None.
         ax: Axes to draw on.
     """
@@ -97,7 +97,7 @@ def plot_cases(
     """Every case's value of the primary metric on the main label, with quartiles and mean.
 
     Args:
-        comparison: What to draw.
+        comparison: The comparison to draw.
         dataset: The data set; the first if None.
         ax: Axes to draw on.
     """
@@ -137,7 +137,7 @@ def plot_sizes(
     Bars are the means of the quantile strata with their 95 % intervals.
 
     Args:
-        comparison: What to draw.
+        comparison: The comparison to draw.
         dataset: The data set; the first if None.
         label: The structure; the first if None.
         ax: Axes to draw on.
@@ -181,7 +181,7 @@ def plot_curves(
     Losses differ in scale between methods, so they are not drawn.
 
     Args:
-        comparison: What to draw.
+        comparison: The comparison to draw.
         dataset: The data set; the first if None.
         ax: Axes to draw on.
     """
@@ -210,7 +210,7 @@ def plot_critical_difference(comparison: Comparison, *, ax: Axes | None = None) 
     which Nemenyi's test finds no difference.
 
     Args:
-        comparison: What to draw; at least three methods and six data sets or cases.
+        comparison: The comparison; at least three methods and six data sets or cases.
         ax: Axes to draw on.
 
     Raises:
@@ -246,7 +246,7 @@ def plot_worst_case(
     """The case on which a method is worst: image, reference and prediction in one slice.
 
     Args:
-        comparison: What to draw.
+        comparison: The comparison to draw.
         method: The method.
         dataset: The data set; the first if None.
         ax: Axes to draw on.

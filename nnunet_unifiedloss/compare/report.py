@@ -39,7 +39,7 @@ def write_report(comparison: Comparison, folder: Path, command: str = "") -> Pat
     made before any of it replaces what an earlier report has left.
 
     Args:
-        comparison: What to report.
+        comparison: The comparison to report.
         folder: Where to write; made where it does not exist.
         command: The command that made it, to be shown.
 

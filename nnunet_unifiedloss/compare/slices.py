@@ -33,7 +33,7 @@ class Picture:
         pixels: RGB in [0, 1], shape (height, width, 3).
         aspect: Height of a pixel relative to its width.
         title: The case and its score.
-        panels: What the panels show, from the left.
+        panels: Titles of the panels, from the left.
         colours: Colour of each structure.
     """
 

@@ -43,7 +43,7 @@ def bootstrap_means(values: Array, *, samples: int = 10_000, seed: int = 0) -> A
     Args:
         values: Shape (cases, …).
         samples: Number of bootstrap samples.
-        seed: Of the random generator.
+        seed: Seed of the random generator.
 
     Returns:
         Shape (samples, …); NaN for a sample of missing values only.
@@ -72,7 +72,7 @@ def mean_interval(
     Args:
         values: Shape (cases, …); missing ones are NaN.
         samples: Number of bootstrap samples.
-        seed: Of the random generator.
+        seed: Seed of the random generator.
         fewest: Number of values from which on there is an interval.
 
     Returns:
@@ -216,7 +216,7 @@ def ranks(scores: Array, higher_is_better: bool) -> Array:
 
 
 def share_first(mean_ranks: Array) -> Array:
-    """How often each method is first: has the smallest mean rank; equal ones share.
+    """Share of bootstrap samples in which each method has the smallest mean rank; ties share.
 
     Args:
         mean_ranks: Shape (bootstrap samples, methods).

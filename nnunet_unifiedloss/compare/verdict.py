@@ -1,4 +1,4 @@
-"""The answer in words: what the numbers say, and what they cannot say."""
+"""The result in words: a verdict, and its caveats."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def value_with_interval(row: pd.Series[Any], name: str, form: str = ".3f") -> st
 
 
 def verdict(comparison: Comparison) -> str:
-    """Which method is best by the primary metric and how sure that is, in two sentences."""
+    """Name the best method by the primary metric and its certainty, in two sentences."""
     if len(comparison.datasets) == 1:
         return _of_one_data_set(comparison, comparison.datasets[0])
     return _of_several_data_sets(comparison)
@@ -151,7 +151,7 @@ def _of_several_data_sets(comparison: Comparison) -> str:
 
 
 def caveats(comparison: Comparison) -> list[str]:
-    """What a reader must know before believing the numbers: what was left out or cannot be said."""
+    """Facts that a reader must know before trusting the numbers: omissions and limits."""
     texts = [*comparison.results.problems, *comparison.results.notes]
     tests = comparison.differences
     for dataset, found in tests.groupby("dataset"):

@@ -1,4 +1,4 @@
-"""The zip archive: equal content gives equal bytes, and reading trusts nothing that it finds."""
+"""The zip archive: equal content gives equal bytes, and the reader trusts no content."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def check_expansion(content: bytes, name: str) -> None:
 
     Args:
         content: A checkpoint of torch or an ``.npz``.
-        name: What to call it.
+        name: Name for messages.
 
     Raises:
         ArchiveError: It is no zip archive, or expands beyond reason.

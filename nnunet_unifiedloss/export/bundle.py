@@ -39,7 +39,7 @@ from nnunet_unifiedloss.export.verify import CARD, FORMAT, MANIFEST, SAMPLE, Ver
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What an export does besides the checkpoints.
+    """Options of an export.
 
     Attributes:
         verify: Compare the predictions of what was exported with those of the original.
@@ -56,7 +56,7 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was exported.
+    """Result of an export.
 
     Attributes:
         path: The archive.
@@ -64,7 +64,7 @@ class ExportResult:
         card: The model card.
         bytes_before: Size of the original checkpoints.
         bytes_after: Size of the exported ones, before they are compressed.
-        verification: What was verified; None without verification.
+        verification: Result of the verification; None without one.
     """
 
     path: Path
@@ -88,13 +88,13 @@ def export_models(
     archive that was there before is unchanged, and no half of one is left.
 
     Args:
-        models: What :func:`~nnunet_unifiedloss.export.select_models` found.
+        models: The models that :func:`~nnunet_unifiedloss.export.select_models` returns.
         output: The archive.
-        options: What else to do.
+        options: Options of the export.
         progress: Called with what is being done.
 
     Returns:
-        What was exported.
+        The result.
 
     Raises:
         ValueError: Something cannot be exported, or the exported model predicts otherwise.
@@ -121,7 +121,7 @@ def export_models(
 
 
 class _Content:
-    """Puts models into an archive, and remembers what there is to say about them."""
+    """Puts models into an archive and collects remarks for the card."""
 
     def __init__(
         self, writer: ArchiveWriter, options: ExportOptions, progress: Callable[[str], object]
@@ -203,7 +203,7 @@ class _Content:
         return axes[0]  # nnU-Net takes those of the first fold
 
     def _stock_name(self, checkpoint: dict[str, Any]) -> str:
-        """The trainer that a checkpoint is to name, and what there is to say about it."""
+        """The trainer that the exported checkpoint names; a remark if it is not nnUNetTrainer."""
         stock = stock_trainer(trainer_class(checkpoint["trainer_name"]))
         name: str = stock.__name__
         if name not in self._trainers:
@@ -223,7 +223,7 @@ class _Content:
     def _run_original(
         self, model: Model, checkpoint: str, sample: np.ndarray
     ) -> tuple[nn.Module, list[dict[str, Tensor]], np.ndarray]:
-        """The original network, the weights of the folds, what each predicts on the sample."""
+        """The original network, the weights of the folds, and their predictions on the sample."""
         self._progress(f"{model.name}: predictions of the original {checkpoint}")
         which = f"{model.folder}: {checkpoint} of folds {' '.join(model.folds)}"
         try:
@@ -243,7 +243,7 @@ class _Content:
         return network, weights, np.stack(logits)
 
     def _add_predictions(self, model: Model, mirroring: list[Any]) -> None:
-        """Run the original networks: what they predict on the sample, and their ONNX graphs."""
+        """Add the original networks' predictions on the sample, and their ONNX graphs."""
         sample = self._sample(model)
         stored: dict[str, Any] = {"patch": sample}
         for checkpoint, axes in zip(model.checkpoints, mirroring, strict=True):

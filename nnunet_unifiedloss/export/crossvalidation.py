@@ -1,4 +1,4 @@
-"""What nnU-Net's validation of the folds says about a model, with intervals."""
+"""Metrics of nnU-Net's validation of the folds, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Estimate:
         mean: The mean over the cases for which nnU-Net gives a number.
         low: Lower end of the interval, NaN where there are fewer than two cases.
         high: Upper end.
-        cases: How many there are.
+        cases: Number of these cases.
     """
 
     mean: float

@@ -1,4 +1,4 @@
-"""Which trained models an export takes: configurations, folds and checkpoints that are there."""
+"""The trained models that are exported: configurations, folds and checkpoints."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REQUIRED = ("plans.json", "dataset.json")
 
 @dataclass(frozen=True)
 class Model:
-    """A trained configuration, and what of it to export.
+    """A trained configuration, with the folds and checkpoints to export.
 
     Attributes:
         results: The folder that ``nnUNet_results`` names.
@@ -78,7 +78,7 @@ def select_models(
     folds: Sequence[str] = DEFAULT_FOLDS,
     checkpoints: Sequence[str] = ("checkpoint_final.pth",),
 ) -> list[Model]:
-    """Find what to export; the first stage of a cascade comes along with the second.
+    """Find the models to export; the second stage of a cascade brings the first with it.
 
     Args:
         results: The folder that ``nnUNet_results`` names.

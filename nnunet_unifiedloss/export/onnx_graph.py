@@ -61,7 +61,7 @@ def export_graph(network: nn.Module, shape: Sequence[int], metadata: dict[str, A
     Args:
         network: The network.
         shape: (channels, *patch size) of its input.
-        metadata: What to store with the graph; values are written as JSON.
+        metadata: Entries to store with the graph; values are written as JSON.
 
     Returns:
         The file: input ``image``, output ``logits``, any batch size.

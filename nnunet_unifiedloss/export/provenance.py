@@ -1,4 +1,4 @@
-"""What trained a model, as far as nnU-Net's folder says."""
+"""The training of a model, as recorded in nnU-Net's folder."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ _SUFFIXES = (".pth", ".json", ".md", ".npz", ".onnx", ".pkl", ".png", ".pdf")
 
 @dataclass
 class Verification:
-    """What was verified.
+    """Result of a verification.
 
     Attributes:
         sha256: The digest of the archive itself, to compare with what its author published.
@@ -48,7 +48,7 @@ class Verification:
         difference: Largest difference of a logit from the stored one, relative to the largest
             logit; None where no predictions are stored.
         graph_difference: The same between ONNX graphs and torch; None where no graph was run.
-        notes: What could not be verified, and why.
+        notes: Parts that could not be verified, each with the reason.
     """
 
     sha256: str
@@ -77,10 +77,10 @@ def verify(
         progress: Called with what is being done.
 
     Returns:
-        What was verified.
+        The result.
 
     Raises:
-        ArchiveError: It is not what it should be; the message says what is wrong.
+        ArchiveError: The archive is refused; the message says why.
         OSError: It cannot be read.
     """
     result = Verification(archive_digest(path))

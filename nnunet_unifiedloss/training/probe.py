@@ -1,4 +1,4 @@
-"""What imports torch or nnU-Net runs in a process of its own.
+"""Checks that import torch or nnU-Net, in a process of their own.
 
 A build that does not fit may kill the interpreter. One process serves all steps, as importing torch
 takes seconds; where a step kills it, the steps after it get a new one.
@@ -27,7 +27,7 @@ Request = Mapping[str, Any]  # which steps, and what they need to know
 
 @dataclass(frozen=True)
 class Probe:
-    """What came of the steps that import torch or nnU-Net: for each a value or an error."""
+    """Result of the steps that import torch or nnU-Net: a value or an error for each."""
 
     values: dict[str, Any]
     errors: dict[str, str]
@@ -71,7 +71,7 @@ def _probe_look_up(_request: Request) -> dict[str, Any]:
 
 
 def _probe_trainers(request: Request) -> dict[str, str]:
-    """Why nnU-Net's look-up does not find trainers."""
+    """Reasons why nnU-Net's look-up does not find trainers."""
     reasons = {name: _why_not_found(name) for name in request["trainers"]}
     return {name: reason for name, reason in reasons.items() if reason}
 
@@ -124,7 +124,7 @@ def take_steps(request: Request) -> None:
 
 
 def probe_environment(device: str | None) -> Probe:
-    """What the doctor asks for; a step that kills or blocks its process becomes an error."""
+    """Run the steps of doctor; one that kills or blocks its process becomes an error."""
     return _take_all(_ENVIRONMENT, device=device)
 
 

@@ -84,7 +84,7 @@ class LossTrainer(nnUNetTrainer):
         return self.recorded_loss
 
     def _parameters_from_data(self) -> dict[str, Any]:
-        """What the name leaves to the data: physical spacing, class weights."""
+        """Parameters that the name leaves to the data: physical spacing, class weights."""
         parameters: dict[str, Any] = {}
         if self.loss_parameters.get("spacing") == FROM_PLANS:
             parameters["spacing"] = tuple(self.configuration_manager.spacing)

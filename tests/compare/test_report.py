@@ -66,7 +66,7 @@ def undrawn(monkeypatch) -> None:
 
 
 class Page(HTMLParser):
-    """What a page loads, and whether its tags are closed."""
+    """Sources that a page loads; fails on tags that are not closed."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -367,7 +367,7 @@ def test_what_is_not_there_is_named(results):
 
 
 class Unknown:
-    """What a checkpoint may hold that no other program can load."""
+    """An object in a checkpoint that no other program can load."""
 
 
 def spoil(checkpoint: dict, way: str) -> None:
