@@ -304,6 +304,6 @@ def empties_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _ordered(table: pd.DataFrame) -> pd.DataFrame:
-    """The columns that say what a row is about first."""
+    """Move the columns that identify a row to the front."""
     first = [name for name in ("dataset", "metric", "label", "method") if name in table]
     return table[[*first, *table.columns.drop(first)]]

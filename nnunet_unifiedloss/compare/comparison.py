@@ -173,7 +173,7 @@ def compare(
     check_metrics(metrics)
     trainings, notes = select_trainings(datasets, configurations, trainers, plans, folds)
     methods = name_methods(trainings)
-    # a wrong name is told before hours of measuring
+    # a wrong name is reported before hours of measuring
     _baseline(baseline, {(item.trainer, method) for item, method in methods.items()})
     results = collect(
         trainings, tolerance=tolerance, empty=empty, processes=processes, progress=progress

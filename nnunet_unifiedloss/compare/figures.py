@@ -73,7 +73,7 @@ def report_figures(comparison: Comparison) -> Iterator[ReportFigure]:
             figure, ax = _new_figure(8, 3.2)
             try:
                 plots.plot_worst_case(comparison, method=method, dataset=dataset, ax=ax)
-            except Exception:  # readers raise what they like, and a picture is only a picture
+            except Exception:  # readers raise any exception, and a report needs no picture
                 continue
             text = f"Worst case of {method}."
             yield _rendered(figure, f"worst_{_file_name(method)}{end}", "worst", text + of)
@@ -83,7 +83,9 @@ def report_figures(comparison: Comparison) -> Iterator[ReportFigure]:
     except ValueError:
         return
     blocks = "data sets" if several else "cases"
-    text = f"Mean ranks over the {blocks}; a bar joins methods that Nemenyi's test cannot tell."
+    text = (
+        f"Mean ranks over the {blocks}; a bar joins methods that Nemenyi's test cannot tell apart."
+    )
     yield _rendered(figure, "critical_difference", "ranks", text)
 
 

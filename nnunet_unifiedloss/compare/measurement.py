@@ -65,7 +65,7 @@ def measure(
     processes: int = 1,
     progress: Progress | None = None,
 ) -> dict[Path, MeasuredCase]:
-    """Measure predictions, or read what was measured before.
+    """Measure predictions, or read earlier measurements.
 
     Args:
         segmentations: The predictions and their references.
@@ -92,7 +92,7 @@ def measure(
 
 
 def _by_reference(segmentations: Iterable[Segmentation]) -> list[list[Segmentation]]:
-    """Predictions of the same reference together, so that it is read once."""
+    """Group predictions by their reference, so that each reference is read once."""
     groups: dict[tuple[Path, str], list[Segmentation]] = {}
     for item in segmentations:
         groups.setdefault((item.reference, repr(item.labels)), []).append(item)
@@ -122,7 +122,7 @@ def _measure_group(group: list[Segmentation], tolerance: float | None) -> dict[P
     first = group[0]
     try:
         reference = read_label_image(first.reference, first.labels)
-    except Exception as error:  # readers raise what they like
+    except Exception as error:  # readers raise any exception
         failed = MeasuredCase(error=_unreadable(first.reference, error, "restore this reference"))
         return {item.prediction: failed for item in group}
     structures = reference.structures(first.labels)
@@ -138,7 +138,7 @@ def _measure_one(
     remedy = "predict this case again with nnUNetv2_train … --val"
     try:
         prediction = read_label_image(item.prediction, item.labels)
-    except Exception as error:  # readers raise what they like
+    except Exception as error:  # readers raise any exception
         return MeasuredCase(error=_unreadable(item.prediction, error, remedy))
     mismatch = geometry_error(reference.properties, prediction.properties)
     if reference.array.shape != prediction.array.shape:
@@ -169,7 +169,7 @@ def _unreadable(path: Path, error: Exception, remedy: str) -> str:
 
 
 class LabelImage:
-    """A label image: its array, spacing and what the reader says of its place in space.
+    """A label image: its array, spacing and geometry.
 
     Args:
         array: The label values.
@@ -202,7 +202,7 @@ class LabelImage:
 
 
 def read_label_image(path: Path, labels: Labels) -> LabelImage:
-    """Read a segmentation or reference with nnU-Net's reader, which raises what it likes."""
+    """Read a segmentation or reference with nnU-Net's reader, which may raise any exception."""
     from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 
     array, properties = recursive_find_reader_writer_by_name(labels.reader)().read_seg(str(path))
@@ -259,7 +259,7 @@ class _Cache:
                 self.known[item.prediction] = MeasuredCase(*case)
 
     def add(self, measured: Mapping[Path, MeasuredCase]) -> None:
-        """Take what was measured; an error is not kept for the next time."""
+        """Add measurements; errors are not kept for the next time."""
         for path, case in measured.items():
             self.known[path] = case
             if not case.error:
@@ -270,7 +270,7 @@ class _Cache:
             self.save()
 
     def save(self) -> None:
-        """Write what is new; where that is not allowed it will be measured again next time."""
+        """Write new measurements; in a read-only folder they are measured again next time."""
         for folder in self._unsaved:
             content = {"version": CACHE_VERSION, "cases": self._entries[folder]}
             try:

@@ -74,7 +74,7 @@ def write_report(comparison: Comparison, folder: Path, command: str = "") -> Pat
 
 
 def check_report_folder(folder: Path) -> None:
-    """A ValueError where a report cannot be written: now rather than when all is measured."""
+    """Raise a ValueError if a report cannot be written, before hours of measuring."""
     try:
         for place in (*folder.parents, folder, folder / "figures"):
             if place.exists() and not place.is_dir():
@@ -91,10 +91,10 @@ def check_report_folder(folder: Path) -> None:
 
 
 def _publish(draft: Path, folder: Path) -> None:
-    """Rename what was made into place, the page last; on any trouble put everything back.
+    """Move the new files into place, the page last; restore the old ones after any error.
 
-    Figures of an earlier report go, known by the list that it left; what else is in the folder
-    stays.
+    Figures of an earlier report, which it has listed in a file, are removed; other files in the
+    folder stay.
     """
     figures = sorted(path.relative_to(draft) for path in (draft / "figures").iterdir())
     new = [*figures, *(Path(name) for name in PAGES)]

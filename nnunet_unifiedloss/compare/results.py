@@ -118,7 +118,7 @@ def select_trainings(
 def _check_names(
     there: Sequence[Training], asked: Mapping[str, Sequence[str]], datasets: Sequence[str]
 ) -> None:
-    """A ValueError names what no training has, which may be misspelt, and what there is."""
+    """Raise a ValueError for names that no training has; they may be misspelt."""
     known = {
         "-tr": {item.trainer for item in there},
         "-c": {item.configuration for item in there},
@@ -168,7 +168,7 @@ def _nothing_to_compare(
 
 
 def name_methods(trainings: Sequence[Training]) -> dict[Training, str]:
-    """Names of the methods: trainers, with plans and configuration if there are several of these."""
+    """Names of the methods: trainers, with plans and configuration if there are several."""
     several = len({(item.configuration, item.plans) for item in trainings}) > 1
     return {item: item.model if several else item.trainer for item in trainings}
 
@@ -236,7 +236,7 @@ def collect(
 def _check_that_none_is_lost(
     methods: Mapping[Training, str], table: pd.DataFrame, problems: Sequence[str]
 ) -> None:
-    """A method must not drop out of a comparison only because its files cannot be read."""
+    """Raise a ValueError if a method would drop out because none of its files can be read."""
     for dataset, method in sorted({(item.dataset, name) for item, name in methods.items()}):
         here = (table["dataset"] == dataset) & (table["method"] == method)
         if not here.any():

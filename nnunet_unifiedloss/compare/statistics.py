@@ -125,7 +125,7 @@ def paired_test(method: Array, baseline: Array) -> PairedTest:
     """
     differences = method - baseline
     differences = differences[~np.isnan(differences)]
-    # what is equal but for rounding is equal: it must not become a rank
+    # differences by rounding count as none: they must not become ranks
     differences[np.abs(differences) < 1e-12] = 0
     return PairedTest(
         cases=len(differences),
@@ -145,7 +145,7 @@ def _wilcoxon(differences: Array) -> float:
     if len(differences) > MOST_ENUMERATED:
         return float(stats.wilcoxon(differences, zero_method="wilcox").pvalue)
     differences = differences[differences != 0]
-    # all signs of the ranks, as SciPy does with ties among so few, but at once
+    # all signs of the ranks, as SciPy does for so few pairs with ties, but vectorised
     signed_ranks = stats.rankdata(np.abs(differences)) * np.sign(differences)
     result = stats.permutation_test(
         (signed_ranks,), np.sum, permutation_type="samples", vectorized=True, n_resamples=np.inf
@@ -171,7 +171,7 @@ def rank_biserial(differences: Array) -> float:
 
 
 def holm(p: Array) -> Array:
-    """Holm's adjustment of p values over all comparisons made; NaN is none and stays NaN.
+    """Holm's adjustment of p values over all comparisons made; missing ones (NaN) stay missing.
 
     Example:
         >>> holm(np.array([0.01, np.nan, 0.04])).tolist()

@@ -34,7 +34,7 @@ def short_names(methods: list[str]) -> dict[str, str]:
     shared = sum(1 for _ in itertools.takewhile(lambda end: len(set(end)) == 1, ends))
     shared = shared if len(methods) > 1 else 0
     short = ["_".join(part[: len(part) - shared]).strip("_") for part in parts]
-    # nnU-Net's own variants may leave nothing, or a part that is no name by itself
+    # names of nnU-Net's own variants may become empty or begin with a digit
     bare = [not name or name[0].isdigit() for name in short]
     return {
         method: method if is_bare else name
@@ -86,7 +86,7 @@ def _of_one_data_set(comparison: Comparison, dataset: str) -> str:
         f"of {value_with_interval(row, 'mean')}" + (f" (the same rank: {equal})" if equal else "")
     )
     if len(comparison.methods) == 1:
-        return f"{first}. It is alone, so there is nothing to compare it with."
+        return f"{first}. There is no other method to compare it with."
     share = ranked["first"]
     if math.isnan(share):
         return f"{first}. {_too_few(int(row['cases']))}"
@@ -132,7 +132,7 @@ def _of_several_data_sets(comparison: Comparison) -> str:
         f"and is first on {wins} of them"
     )
     if len(comparison.methods) == 1:
-        return f"{first}. It is alone, so there is nothing to compare it with."
+        return f"{first}. There is no other method to compare it with."
     baseline = comparison.settings.baseline
     tests = [
         comparison.difference(dataset, method)

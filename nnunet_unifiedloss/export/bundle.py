@@ -1,4 +1,4 @@
-"""Export: one archive that a nnU-Net with nothing added installs and runs."""
+"""Export of one archive that an unmodified nnU-Net installs and runs."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def export_models(
         with ArchiveWriter(draft) as writer:
             content = _Content(writer, options, progress)
             card = content.add(models)
-        # nothing may differ here: it is the same network, the same weights and the same machine
+        # same network, same weights, same machine: the logits must be equal
         checked = verify(draft, tolerance=0, progress=progress) if options.verify else None
         digest = archive_digest(draft)
     return ExportResult(output, digest, card, content.bytes_before, content.bytes_after, checked)
@@ -132,7 +132,7 @@ class _Content:
         self.bytes_before = self.bytes_after = 0
 
     def add(self, models: Sequence[Model]) -> str:
-        """Add everything; the model card."""
+        """Add everything; returns the model card."""
         origins = [trained_by(model) for model in models]
         records = [self._add_model(*each) for each in zip(models, origins, strict=True)]
         for name, content in ensemble_files(models, self.remarks):
@@ -164,7 +164,7 @@ class _Content:
         return card
 
     def _add_model(self, model: Model, origin: dict[str, Any]) -> dict[str, Any]:
-        """Add a configuration; its record in the manifest."""
+        """Add a configuration; returns its record for the manifest."""
         for name, content in model_files(model, self.remarks):
             self._writer.add(name, content)
         mirroring = [self._add_checkpoints(model, name) for name in model.checkpoints]
@@ -179,7 +179,7 @@ class _Content:
         }
 
     def _add_checkpoints(self, model: Model, name: str) -> Any:  # noqa: ANN401
-        """Add one checkpoint of each fold; the axes along which nnU-Net mirrors."""
+        """Add one checkpoint of each fold; returns the axes along which nnU-Net mirrors."""
         axes: list[Any] = []
         for fold in model.folds:
             path = model.fold(fold) / name
@@ -229,7 +229,7 @@ class _Content:
         try:
             network, weights = original_network(model.folder, model.folds, checkpoint)
             logits = [thinned(each) for each in logits_of_folds(network, weights, sample)]
-        except Exception as error:  # whatever would stop nnUNetv2_predict
+        except Exception as error:  # any error that would stop nnUNetv2_predict
             reason = textwrap.shorten(str(error), 300)
             raise ValueError(
                 f"{which}: nnU-Net itself cannot run it ({reason}); remedy: choose others with -f "

@@ -1,4 +1,4 @@
-"""The model card: what a model segments, what trained it, how good it is, and how to run it."""
+"""The model card: task, training, quality and commands of a model."""
 
 from __future__ import annotations
 

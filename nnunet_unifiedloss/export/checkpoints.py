@@ -132,7 +132,7 @@ def load_safely(content: bytes, name: str) -> dict[str, Any]:
         called = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"call {called[1]}" if called else "run code that torch does not know"
         raise ArchiveError(f"{name}: not loaded, as it would {what}") from error
-    except Exception as error:  # whatever torch makes of damaged content
+    except Exception as error:  # damaged content can raise anything
         raise ArchiveError(f"{name}: damaged ({error})") from error
     weights = checkpoint.get("network_weights") if isinstance(checkpoint, dict) else None
     if not isinstance(weights, dict) or not isinstance(checkpoint.get("trainer_name"), str):
@@ -156,7 +156,7 @@ def trainer_class(name: str) -> Any:  # noqa: ANN401 (nnU-Net has no types)
 
 
 def stock_trainer(trainer: Any) -> Any:  # noqa: ANN401 (nnU-Net has no types)
-    """The trainer with which a nnU-Net that has nothing added builds the same network.
+    """The trainer with which an unmodified nnU-Net builds the same network.
 
     Args:
         trainer: The trainer of the checkpoint.

@@ -60,7 +60,7 @@ def estimates(model: Model) -> dict[str, dict[str, Estimate]]:
 
 
 def validated_folds(model: Model) -> list[str]:
-    """The folds that cross-validate: ``all`` does not, its cases are those that it learnt from."""
+    """The folds that cross-validate: ``all`` does not, because it is trained on every case."""
     return [fold for fold in model.folds if fold != "all" and _summary(model, fold).is_file()]
 
 

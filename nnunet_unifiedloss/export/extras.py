@@ -70,7 +70,7 @@ def _files(results: Path, paths: Sequence[Path], remarks: list[str]) -> Iterator
 
 
 def _without_folders(summary: Any) -> Any:  # noqa: ANN401
-    """A ``summary.json`` with the names of the segmentations only, not where they are here."""
+    """A ``summary.json`` with names of segmentations, without the folders of this machine."""
     for case in summary.get("metric_per_case", []):
         for key in ("prediction_file", "reference_file"):
             if key in case:

@@ -14,7 +14,7 @@ import numpy as np
 
 from nnunet_unifiedloss._support.files import write_atomically
 
-_ENTRY = {"modified", "voxels"}  # what is kept of a case
+_ENTRY = {"modified", "voxels"}  # keys of the record of a case
 
 
 class Dataset(Protocol):

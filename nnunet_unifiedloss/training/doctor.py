@@ -111,7 +111,7 @@ def _check_imports(probe: Probe) -> list[Finding]:
     if "torchvision" not in probe.errors:
         both = f"torch {probe.values['torch']['version']}"
         return [Finding("torchvision", "ok", f"{probe.values['torchvision']} fits {both}")]
-    # both from one source: PyPI, or PyTorch's own index where the version names one of its builds
+    # install both from PyPI, or from PyTorch's own index if the version names one of its builds
     release, _, build = probe.values["torch"]["version"].partition("+")
     major, minor = release.split(".")[:2]
     partner = f"torchvision==0.{int(minor) + 15}.*" if major == "2" else "torchvision"
@@ -142,8 +142,8 @@ def _check_command() -> list[Finding]:
     return [Finding("command", "warning", detail, remedy)]
 
 
-# where it is not set, does not exist, cannot be written to: nnU-Net trains without nnUNet_raw, and
-# makes nnUNet_results
+# status of a folder that is not set, does not exist, or cannot be written to: nnU-Net trains
+# without nnUNet_raw and creates nnUNet_results
 _FOLDERS: dict[str, tuple[Status, Status, Status]] = {
     "nnUNet_raw": ("warning", "warning", "warning"),
     "nnUNet_preprocessed": ("error", "error", "error"),

@@ -107,7 +107,7 @@ def variants_folder() -> Path:
         DiscoveryError: There is no nnU-Net v2 in this environment.
     """
     spec = importlib.util.find_spec("nnunetv2")
-    # what pip leaves of a package that is uninstalled while it holds our module is found, too
+    # the rest that pip leaves of an uninstalled nnU-Net with our module in it is found, too
     for location in (spec.submodule_search_locations or []) if spec else []:
         folder = Path(location) / "training" / "nnUNetTrainer" / "variants"
         if (folder / "__init__.py").is_file():
@@ -128,7 +128,7 @@ def check_found(trainers: Iterable[str]) -> None:
     text = "".join(path.read_text(encoding="utf-8") for path in sources)
     known = set(re.findall(r"^class (nnUNetTrainer\w+)", text, re.MULTILINE))
     ours = [name for name in trainers if name.partition("_")[0] in known]
-    # perhaps those of another clone, which is the user's business
+    # the variable may name another clone on purpose
     external = any(Path(folder, sources[0].name).is_file() for folder in external_folders())
     if ours and not external and module_state() in ("absent", "foreign"):
         raise DiscoveryError(

@@ -22,7 +22,7 @@ DEVICES = ("cuda", "mps", "cpu")
 SECONDS_PER_PROBE = 300
 
 
-Request = Mapping[str, Any]  # which steps, and what they need to know
+Request = Mapping[str, Any]  # the steps and their arguments
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def _why_not_found(trainer: str) -> str | None:
     try:
         if install.host_look_up(trainer) is not None:
             return None
-    except Exception as error:  # a name of ours that breaks the grammar says what is right
+    except Exception as error:  # the error of a name that breaks our grammar explains the grammar
         text = str(error)
         return text if text.startswith(trainer) else f"{trainer}: no trainer's name ({text})"
     known = [entry.trainer for entry in catalogue()]
@@ -116,7 +116,7 @@ def take_steps(request: Request) -> None:
     for step in request["steps"]:
         try:
             report = {"step": step, "value": _STEPS[step](request)}
-        except Exception as error:  # whatever it is, it is the finding
+        except Exception as error:  # every error is a finding
             text = " ".join(f"{type(error).__name__}: {error}".split())
             report = {"step": step, "error": text[:400]}
         sys.stdout.write("\n" + json.dumps(report) + "\n")

@@ -112,7 +112,7 @@ def test_ranks_by_hand():
     assert comparison.ranking["first"].sum() == pytest.approx(1)
 
 
-def test_where_less_is_better_the_smallest_ranks_first():
+def test_where_lower_is_better_the_smallest_ranks_first():
     far = {"near": np.arange(8.0) + 1, "far": np.arange(8.0) + 2}
     comparison = analyse(results(far, metric="HD95"), baseline="far")
     assert comparison.methods == ["near", "far"]
@@ -250,7 +250,7 @@ def test_several_data_sets():
 def test_a_single_trainer_is_described():
     comparison = analyse(results(random_scores(methods=1)))
     assert comparison.differences.empty
-    assert "It is alone" in verdict(comparison)
+    assert "There is no other method" in verdict(comparison)
 
 
 def test_the_verdict_names_who_has_the_same_rank():

@@ -173,7 +173,7 @@ def test_a_failure_at_the_last_moment_puts_everything_back(
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_what_is_in_the_way_is_named(comparison, folders, tmp_path, capsys, undrawn):
+def test_obstacles_are_named(comparison, folders, tmp_path, capsys, undrawn):
     folder = tmp_path / "report"
     (folder / "report.html").mkdir(parents=True)
     (folder / "summary.csv").write_text("earlier")

@@ -158,12 +158,12 @@ def test_ranks_agree_with_posthocs():
     assert nemenyi[0, 1] == pytest.approx(expected, rel=1e-3)
 
 
-def test_ranks_of_metrics_where_less_is_better():
+def test_ranks_of_metrics_where_lower_is_better():
     assert ranks(np.array([[1.0, 3.0, 2.0]]), higher_is_better=False).tolist() == [[1, 3, 2]]
     assert ranks(np.array([[1.0, 3.0, 2.0]]), higher_is_better=True).tolist() == [[3, 1, 2]]
 
 
-def test_how_often_each_is_first():
+def test_share_of_first_places():
     # the first is better on two of three cases: first unless the third is drawn too often
     of_cases = np.array([[1.0, 2.0], [1.0, 2.0], [2.0, 1.0]])
     samples = np.array(list(itertools.product(range(3), repeat=3)))

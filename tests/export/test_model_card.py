@@ -21,7 +21,7 @@ def card(results, configuration="2d", folds=("0",), trainer=TRAINER, **options) 
     return model_card(chosen, origins, trainer_in_checkpoints="nnUNetTrainer", **options)
 
 
-def test_what_a_reader_wants_to_know(results):
+def test_the_card_is_complete(results):
     write_model(results, "regions", "3d_fullres")
     text = card(results, "3d_fullres")
     for expected in (
@@ -62,7 +62,7 @@ def test_regions_have_their_names(results):
     assert "| front (1,) | 1 |" in text
 
 
-def test_what_is_unknown_is_said_to_be(results):
+def test_unknown_facts_are_marked(results):
     folder = write_model(results, "ignore", folds=("all",))
     dataset = json.loads((folder / "dataset.json").read_text())
     del dataset["licence"], dataset["numTraining"]

@@ -212,7 +212,7 @@ def test_installed_into_nnunet(test_data, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_the_whole_way(workspaces, tmp_path, scenario):
+def test_the_complete_workflow(workspaces, tmp_path, scenario):
     """Train, interrupt, continue, validate again, predict, find the best configuration."""
     workspace = workspaces(scenario, "2d", "3d_fullres")
     for configuration in ("2d", "3d_fullres"):
