@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import multiprocessing
 import os
@@ -38,24 +36,21 @@ class QuickWorkspace(Workspace):
         super().__init__(folder, nnUNet_n_proc_DA="0")
 
     def run(self, *command: str, timeout: float = 0, fails: bool = False) -> str:
+        """Run a command; the message of the error if it is expected to fail."""
         (script,) = metadata.entry_points(group="console_scripts", name=command[0])
-        output, failed = io.StringIO(), False
-        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
+        context = SimpleNamespace(Pool=ThreadPool)
+        with pytest.MonkeyPatch.context() as patch:
             for name, value in self.environment.items():
                 patch.setenv(name, value)
             patch.setattr(sys, "argv", list(command))
-            context = SimpleNamespace(Pool=ThreadPool)
             patch.setattr(multiprocessing, "get_context", lambda method=None: context)
             patch.setattr(torch, "set_num_threads", lambda count: None)
-            try:
+            if not fails:
                 script.load()()
-            except Exception as error:
-                if not fails:
-                    raise
-                failed = True
-                print(error)
-        assert failed == fails
-        return output.getvalue()
+                return ""
+            with pytest.raises(Exception) as failure:  # noqa: PT011 (any error that ends a command)
+                script.load()()
+            return str(failure.value)
 
 
 @pytest.fixture(scope="module")
