@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from nnunet_unifiedloss.cli import main
 from nnunet_unifiedloss.compare import report
@@ -297,9 +298,10 @@ def test_strict_refuses_to_leave_out_a_case(folders, tmp_path, monkeypatch, caps
 
 
 def test_worst_cases_without_the_raw_images(comparison, monkeypatch):
-    with_image = plot_worst_case(comparison, method="nnUNetTrainer")
+    drawn = [Figure().subplots() for _ in range(2)]
+    with_image = plot_worst_case(comparison, method="nnUNetTrainer", ax=drawn[0])
     monkeypatch.delenv("nnUNet_raw")
-    without = plot_worst_case(comparison, method="nnUNetTrainer")
+    without = plot_worst_case(comparison, method="nnUNetTrainer", ax=drawn[1])
     shown = [[text.get_text() for text in ax.texts] for ax in (with_image, without)]
     assert shown == [["image", "reference", "prediction"], ["reference", "prediction"]]
     scores = comparison.scores("Dataset004_Made", "Dice", ALL_LABELS)["nnUNetTrainer"]
