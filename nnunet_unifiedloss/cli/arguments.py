@@ -1,4 +1,4 @@
-"""What the commands share: words of the help, types of arguments."""
+"""Parts that the commands share: texts of the help, types of arguments."""
 
 from __future__ import annotations
 

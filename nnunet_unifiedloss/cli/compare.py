@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     bars = Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console)
 
     def show(done: int, total: int) -> None:
-        if not bars.task_ids:  # nothing is shown before there is something to measure
+        if not bars.task_ids:  # without anything to measure no bar is shown
             bars.start()
             bars.add_task("Measuring")
         bars.update(bars.task_ids[0], completed=done, total=total)

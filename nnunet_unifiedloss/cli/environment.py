@@ -40,7 +40,7 @@ def run_install(arguments: argparse.Namespace) -> int:
 
 
 def run_uninstall(arguments: argparse.Namespace) -> int:
-    """Remove it."""
+    """Remove the module from nnU-Net's folder."""
     from nnunet_unifiedloss.training.install import uninstall
 
     result = uninstall()
@@ -57,7 +57,7 @@ def add_doctor_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run_doctor(arguments: argparse.Namespace) -> int:
-    """Say what is wrong with this environment; 1 if training would fail."""
+    """Report problems of this environment; 1 if training would fail."""
     from nnunet_unifiedloss._support.terminal import make_console
     from nnunet_unifiedloss.training.doctor import diagnose
 

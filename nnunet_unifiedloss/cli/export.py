@@ -53,7 +53,7 @@ def run_export(arguments: argparse.Namespace) -> int:
     results, dataset = nnunet_folder("nnUNet_results"), dataset_name(arguments.d)
     notes = None if arguments.notes is None else _text("--notes", arguments.notes)
     console = make_console()
-    # a signal to end is to remove the draft of the archive, as Ctrl-C does
+    # a termination signal removes the draft of the archive, as Ctrl-C does
     with termination_as_exception(), console.status(_STARTING) as status:
         from nnunet_unifiedloss.export import ExportOptions, export_models, select_models
 

@@ -1,4 +1,4 @@
-"""The whole command line: its parser, and what becomes of errors."""
+"""The command line: its parser and its handling of errors."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, or 1 where something is wrong, 130 when interrupted.
     """
     for stream in (sys.stdout, sys.stderr):
-        # a pipe in the C locale knows no γ: better a question mark than a traceback
+        # in the C locale γ becomes a question mark instead of a traceback
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     words = sys.argv[1:] if argv is None else list(argv)
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # the reader has seen enough; Python would complain again when it closes stdout
+        # the reader has closed the pipe; Python would raise again when it closes stdout
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ValueError, OSError, RuntimeError, ImportError) as error:

@@ -1,6 +1,6 @@
-"""Which trainer is better on this data: measured, compared, reported.
+"""Measure, compare and report the results of trainers.
 
-``comparison`` compares, ``plots`` draws and ``report`` writes what came of it. They are imported
-from their modules: the processes that measure, each started anew, would otherwise wait for pandas,
-matplotlib and torch, which they have no use for.
+``comparison`` compares, ``plots`` draws and ``report`` writes the result. Import them from their
+modules: importing them here would slow down every process that measures, because each would load
+pandas, matplotlib and torch, which it does not need.
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,10 +13,11 @@ from scipy import stats
 from nnunet_unifiedloss.compare.metrics import METRICS
 from nnunet_unifiedloss.compare.statistics import (
     FEWEST_PAIRS,
-    Resamples,
+    bootstrap_means,
     complete,
     friedman_test,
     holm,
+    mean_interval,
     paired_test,
     ranks,
     share_first,
@@ -45,15 +45,16 @@ STRATUM_COLUMNS += ["difference", "difference_low", "difference_high"]
 
 @dataclass(frozen=True)
 class Settings:
-    """How a comparison was made.
+    """Settings of a comparison.
 
     Attributes:
         baseline: The method that the others are compared with.
         metrics: Metrics that are compared; methods are ranked by the first.
-        tolerance: Of the normalised surface distance in mm, or None for each image's largest step.
-        empty: What a distance is where only one of reference and prediction is empty.
+        tolerance: Tolerance of the normalised surface distance in mm; None for the largest spacing
+            of each image.
+        empty: Value of a distance where only one of reference and prediction is empty.
         samples: Number of bootstrap samples.
-        seed: Of the bootstrap.
+        seed: Seed of the bootstrap.
     """
 
     baseline: str
@@ -67,6 +68,11 @@ class Settings:
     def primary(self) -> str:
         """The metric that methods are ranked by."""
         return self.metrics[0]
+
+    @property
+    def bootstrap(self) -> dict[str, int]:
+        """The arguments of every bootstrap."""
+        return {"samples": self.samples, "seed": self.seed}
 
 
 def paired_scores(table: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
@@ -103,8 +109,7 @@ def summary_table(cases: pd.DataFrame, settings: Settings) -> pd.DataFrame:
     """Mean with its bootstrap interval, median and quartiles over the cases with a value."""
     rows = []
     for place, scores in _groups(cases):
-        resamples = _resamples(len(scores), settings)
-        low, high = resamples.interval(scores.to_numpy())
+        low, high = mean_interval(scores.to_numpy(), **settings.bootstrap)
         described = pd.DataFrame(
             {
                 "cases": scores.notna().sum(),
@@ -128,7 +133,7 @@ def difference_table(cases: pd.DataFrame, settings: Settings) -> pd.DataFrame:
         baseline = scores[settings.baseline].to_numpy()
         others = scores.drop(columns=settings.baseline)
         paired = others.to_numpy() - baseline[:, None]
-        low, high = _resamples(len(scores), settings).interval(paired)
+        low, high = mean_interval(paired, **settings.bootstrap)
         for index, method in enumerate(others):
             test = paired_test(others[method].to_numpy(), baseline)
             wins, losses = test.larger, test.smaller
@@ -172,7 +177,7 @@ def ranking_table(cases: pd.DataFrame, settings: Settings) -> pd.DataFrame:
             if place["metric"] == settings.primary:
                 raise ValueError(_unrankable(scores, place))
             continue
-        means = _resamples(len(of_cases), settings).means(of_cases)
+        means = bootstrap_means(of_cases, **settings.bootstrap)
         ranked = pd.DataFrame(
             {
                 "method": scores.columns,
@@ -203,10 +208,10 @@ def overall_table(dataset_ranks: pd.DataFrame, settings: Settings) -> pd.DataFra
 
     Args:
         dataset_ranks: Mean rank over the cases, shape (data sets, methods).
-        settings: How the comparison is made.
+        settings: Settings of the comparison.
     """
     of_sets = ranks(dataset_ranks.to_numpy(), higher_is_better=False)
-    means = _resamples(len(of_sets), settings).means(of_sets)
+    means = bootstrap_means(of_sets, **settings.bootstrap)
     statistic, p = friedman_test(of_sets)
     return pd.DataFrame(
         {
@@ -260,7 +265,7 @@ def _strata(pairs: pd.DataFrame, settings: Settings) -> Iterator[dict[str, Any]]
         return
     stratum = pd.qcut(pairs["size"].rank(method="first"), count, labels=False)
     for number, group in pairs.groupby(stratum):
-        low, high = _resamples(len(group), settings).interval(group["difference"].to_numpy())
+        low, high = mean_interval(group["difference"].to_numpy(), **settings.bootstrap)
         yield {
             "stratum": int(str(number)) + 1,
             "strata": count,
@@ -283,7 +288,7 @@ def _size_correlation(pairs: pd.DataFrame) -> dict[str, Any]:
 
 
 def empties_table(table: pd.DataFrame) -> pd.DataFrame:
-    """How many cases have an empty reference, prediction, or both."""
+    """Number of cases with an empty reference, an empty prediction, or both."""
     counts = table[table["metric"].isin(["n_ref", "n_pred"])]
     place = ["dataset", "label", "method"]
     wide = counts.set_index([*place, "fold", "case", "metric"])["value"].unstack("metric")
@@ -298,12 +303,7 @@ def empties_table(table: pd.DataFrame) -> pd.DataFrame:
     return found.groupby(level=place).sum().reset_index()
 
 
-@functools.lru_cache(maxsize=2)  # of 1,000 cases each takes 40 MB
-def _resamples(cases: int, settings: Settings) -> Resamples:
-    return Resamples(cases, settings.samples, settings.seed)
-
-
 def _ordered(table: pd.DataFrame) -> pd.DataFrame:
-    """The columns that say what a row is about first."""
+    """Move the columns that identify a row to the front."""
     first = [name for name in ("dataset", "metric", "label", "method") if name in table]
     return table[[*first, *table.columns.drop(first)]]

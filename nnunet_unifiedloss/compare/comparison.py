@@ -1,4 +1,4 @@
-"""Which trainer is better on this data, by how much, how sure."""
+"""The comparison of trainers: tables of scores, differences, tests and ranks."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ __all__ = ["Comparison", "analyse", "compare"]
 
 @dataclass
 class Comparison:
-    """The answer. All tables are tidy, a row for each data set, method and what they name.
+    """The result of a comparison. All tables are tidy: one row for each data set and method.
 
     Attributes:
-        results: What it is computed from; ``results.table`` has every value of every case.
-        settings: How it was computed.
-        methods: What is compared, the best first.
+        results: The collected results; ``results.table`` has every value of every case.
+        settings: Settings of the comparison.
+        methods: The compared methods, the best first.
         cases: Paired scores: one row for each data set, case, label and metric, one column for
             each method.
         summary: Mean with its interval, median and quartiles.
@@ -86,7 +86,7 @@ class Comparison:
 
     @property
     def main_label(self) -> str:
-        """What methods are ranked on: the mean over the structures, or the only one."""
+        """The label that methods are ranked on: the mean over the structures, or the only one."""
         return self.labels[0]
 
     def scores(self, dataset: str, metric: str, label: str) -> pd.DataFrame:
@@ -110,16 +110,22 @@ class Comparison:
         found = set(self.cases.index[there].get_level_values("label"))
         return [label for label in self.labels if label in found]
 
-    def difference(self, dataset: str, method: str) -> pd.Series[Any]:
-        """The row of ``differences`` that methods are judged by: primary metric, main label."""
-        table = self.differences
-        chosen = table[
+    def main_rows(self, table: pd.DataFrame, dataset: str) -> pd.DataFrame:
+        """The rows of a table about the primary metric on the main label."""
+        return table[
             (table["dataset"] == dataset)
             & (table["metric"] == self.settings.primary)
             & (table["label"] == self.main_label)
-            & (table["method"] == method)
         ]
-        return chosen.iloc[0]
+
+    def main_row(self, table: pd.DataFrame, dataset: str, method: str) -> pd.Series[Any]:
+        """The row of a table about a method's primary metric on the main label."""
+        rows = self.main_rows(table, dataset)
+        return rows[rows["method"] == method].iloc[0]
+
+    def difference(self, dataset: str, method: str) -> pd.Series[Any]:
+        """The row of ``differences`` that a method is judged by."""
+        return self.main_row(self.differences, dataset, method)
 
 
 def compare(
@@ -149,9 +155,9 @@ def compare(
             another one of nnU-Net's own, else the first.
         metrics: Names of :data:`~.metrics.METRICS`, the one to rank by first;
             all of them, ranked by Dice, if None.
-        tolerance: Of the normalised surface distance in mm; the largest spacing of each image if
-            None.
-        empty: What a distance is where only the reference or only the prediction is empty:
+        tolerance: Tolerance of the normalised surface distance in mm; None for the largest spacing
+            of each image.
+        empty: Value of a distance where only the reference or only the prediction is empty:
             ``worst``, the diagonal of the image, or ``nan``, left out.
         strict: Refuse to leave out a case.
         processes: Number of processes that measure.
@@ -167,7 +173,7 @@ def compare(
     check_metrics(metrics)
     trainings, notes = select_trainings(datasets, configurations, trainers, plans, folds)
     methods = name_methods(trainings)
-    # a wrong name is told before hours of measuring
+    # a wrong name is reported before hours of measuring
     _baseline(baseline, {(item.trainer, method) for item, method in methods.items()})
     results = collect(
         trainings, tolerance=tolerance, empty=empty, processes=processes, progress=progress
@@ -212,10 +218,10 @@ def analyse(
         baseline: As in :func:`compare`, like what follows.
         metrics: Metrics to compare.
         strict: Refuse to leave out a case.
-        tolerance: What the results were collected with.
-        empty: What the results were collected with.
+        tolerance: The tolerance that the results were collected with.
+        empty: The treatment of empty cases that the results were collected with.
         samples: Number of bootstrap samples.
-        seed: Of the bootstrap.
+        seed: Seed of the bootstrap.
 
     Raises:
         ValueError: As :func:`compare`.

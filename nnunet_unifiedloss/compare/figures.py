@@ -23,8 +23,8 @@ class ReportFigure:
     """A figure of the report.
 
     Attributes:
-        name: Of its files.
-        section: Of the page.
+        name: Name of its files, without ending.
+        section: Section of the page.
         caption: One line below it.
         svg: The drawing.
         png: The same as pixels.
@@ -44,7 +44,7 @@ class ReportFigure:
 
 
 def report_figures(comparison: Comparison) -> Iterator[ReportFigure]:
-    """All figures that the comparison has something to draw for."""
+    """Draw every figure for which the comparison has data."""
     several = len(comparison.datasets) > 1
     rows = len(comparison.methods)
     for dataset in comparison.datasets:
@@ -73,7 +73,7 @@ def report_figures(comparison: Comparison) -> Iterator[ReportFigure]:
             figure, ax = _new_figure(8, 3.2)
             try:
                 plots.plot_worst_case(comparison, method=method, dataset=dataset, ax=ax)
-            except Exception:  # readers raise what they like, and a picture is only a picture
+            except Exception:  # readers raise any exception, and a report needs no picture
                 continue
             text = f"Worst case of {method}."
             yield _rendered(figure, f"worst_{_file_name(method)}{end}", "worst", text + of)
@@ -83,7 +83,9 @@ def report_figures(comparison: Comparison) -> Iterator[ReportFigure]:
     except ValueError:
         return
     blocks = "data sets" if several else "cases"
-    text = f"Mean ranks over the {blocks}; a bar joins methods that Nemenyi's test cannot tell."
+    text = (
+        f"Mean ranks over the {blocks}; a bar joins methods that Nemenyi's test cannot tell apart."
+    )
     yield _rendered(figure, "critical_difference", "ranks", text)
 
 

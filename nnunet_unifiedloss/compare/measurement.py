@@ -43,13 +43,13 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class MeasuredCase:
-    """What was measured on one prediction.
+    """Metrics of one prediction.
 
     Attributes:
         metrics: By structure: the metrics of :func:`structure_metrics` and the counts TP, FP, FN.
         voxel: Volume of a voxel in mm³ (mm² of an image with two axes).
         diagonal: Diagonal of the image in mm, the largest distance there can be.
-        error: Why nothing could be measured, with the file and the remedy; empty if all is well.
+        error: Reason why nothing could be measured, with file and remedy; empty without one.
     """
 
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -65,12 +65,12 @@ def measure(
     processes: int = 1,
     progress: Progress | None = None,
 ) -> dict[Path, MeasuredCase]:
-    """Measure predictions, or read what was measured before.
+    """Measure predictions, or read earlier measurements.
 
     Args:
-        segmentations: What to measure.
-        tolerance: Of the normalised surface distance in mm; the largest spacing of each image if
-            None.
+        segmentations: The predictions and their references.
+        tolerance: Tolerance of the normalised surface distance in mm; None for the largest spacing
+            of each image.
         processes: Number of processes.
         progress: Called with how many predictions are done and how many there are.
 
@@ -92,7 +92,7 @@ def measure(
 
 
 def _by_reference(segmentations: Iterable[Segmentation]) -> list[list[Segmentation]]:
-    """Predictions of the same reference together, so that it is read once."""
+    """Group predictions by their reference, so that each reference is read once."""
     groups: dict[tuple[Path, str], list[Segmentation]] = {}
     for item in segmentations:
         groups.setdefault((item.reference, repr(item.labels)), []).append(item)
@@ -122,7 +122,7 @@ def _measure_group(group: list[Segmentation], tolerance: float | None) -> dict[P
     first = group[0]
     try:
         reference = read_label_image(first.reference, first.labels)
-    except Exception as error:  # readers raise what they like
+    except Exception as error:  # readers raise any exception
         failed = MeasuredCase(error=_unreadable(first.reference, error, "restore this reference"))
         return {item.prediction: failed for item in group}
     structures = reference.structures(first.labels)
@@ -138,7 +138,7 @@ def _measure_one(
     remedy = "predict this case again with nnUNetv2_train … --val"
     try:
         prediction = read_label_image(item.prediction, item.labels)
-    except Exception as error:  # readers raise what they like
+    except Exception as error:  # readers raise any exception
         return MeasuredCase(error=_unreadable(item.prediction, error, remedy))
     mismatch = geometry_error(reference.properties, prediction.properties)
     if reference.array.shape != prediction.array.shape:
@@ -169,11 +169,11 @@ def _unreadable(path: Path, error: Exception, remedy: str) -> str:
 
 
 class LabelImage:
-    """A label image: its array, spacing and what the reader says of its place in space.
+    """A label image: its array, spacing and geometry.
 
     Args:
         array: The label values.
-        properties: What nnU-Net's reader says of the image.
+        properties: The properties that nnU-Net's reader returns.
         ignored: The ignore label, or None.
     """
 
@@ -202,7 +202,7 @@ class LabelImage:
 
 
 def read_label_image(path: Path, labels: Labels) -> LabelImage:
-    """Read a segmentation or reference with nnU-Net's reader, which raises what it likes."""
+    """Read a segmentation or reference with nnU-Net's reader, which may raise any exception."""
     from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 
     array, properties = recursive_find_reader_writer_by_name(labels.reader)().read_seg(str(path))
@@ -210,7 +210,7 @@ def read_label_image(path: Path, labels: Labels) -> LabelImage:
 
 
 def geometry_error(reference: Mapping[str, Any], prediction: Mapping[str, Any]) -> str:
-    """How two images lie differently in space, as nnU-Net's readers describe it; empty if not.
+    """Difference in the geometry of two images, as nnU-Net's readers describe it; empty if none.
 
     Example:
         >>> geometry_error({"spacing": (3, 1, 1)}, {"spacing": (3, 1, 1.5)})
@@ -235,7 +235,7 @@ def _numbers(values: Iterable[float]) -> str:
 
 
 class _Cache:
-    """What was measured before, in a file beside the predictions of each fold.
+    """Earlier measurements, kept in a file beside the predictions of each fold.
 
     Args:
         segmentations: All that will be asked for.
@@ -259,7 +259,7 @@ class _Cache:
                 self.known[item.prediction] = MeasuredCase(*case)
 
     def add(self, measured: Mapping[Path, MeasuredCase]) -> None:
-        """Take what was measured; an error is not kept for the next time."""
+        """Add measurements; errors are not kept for the next time."""
         for path, case in measured.items():
             self.known[path] = case
             if not case.error:
@@ -270,7 +270,7 @@ class _Cache:
             self.save()
 
     def save(self) -> None:
-        """Write what is new; where that is not allowed it will be measured again next time."""
+        """Write new measurements; in a read-only folder they are measured again next time."""
         for folder in self._unsaved:
             content = {"version": CACHE_VERSION, "cases": self._entries[folder]}
             try:
@@ -282,7 +282,7 @@ class _Cache:
 
 
 def _key(item: Segmentation, tolerance: float | None) -> list[Any]:
-    """What the measured values depend on, as JSON gives it back."""
+    """Everything that the measured values depend on, in types that JSON preserves."""
     labels = item.labels
     structures = {name: list(values) for name, values in labels.structures.items()}
     files = [_fingerprint(item.prediction), _fingerprint(item.reference)]

@@ -22,12 +22,12 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Metric:
-    """What a metric is called and means.
+    """Name and meaning of a metric.
 
     Attributes:
         name: Its name in tables.
         description: One line.
-        higher_is_better: Whether large values are good.
+        higher_is_better: True if large values are good.
         unit: ``mm``, or nothing.
     """
 
@@ -120,7 +120,7 @@ class Structure:
         self.box = _box_around(counted)
         self.mask: Mask = counted[self.box].copy()  # only what is in the box is kept
         self.size = int(np.count_nonzero(self.mask))
-        # what lies beyond the box is outside: the box ends at the image, or one voxel off the mask
+        # all beyond the box is outside: it ends at the image's border or one voxel off the mask
         faces = ndimage.generate_binary_structure(self.mask.ndim, 1)
         closed = ndimage.binary_erosion(self.mask | ignored.reshape(shape)[self.box], faces)
         offset = np.array([part.start for part in self.box])
@@ -135,7 +135,7 @@ class Structure:
         return np.asarray(self._tree.query(points)[0])
 
     def overlap(self, other: Structure) -> Mask:
-        """Where the other structure of the same image is, in this one's box."""
+        """The mask of another structure of the same image, inside this structure's box."""
         there = np.zeros_like(self.mask)
         common = [
             (max(a.start, b.start), min(a.stop, b.stop))
@@ -153,7 +153,7 @@ class Structure:
         return there
 
     def lesions_overlapping(self, other: Structure) -> int:
-        """How many lesions of this structure share a voxel with the other."""
+        """Number of lesions of this structure that share a voxel with the other one."""
         return int(np.count_nonzero(np.unique(self.lesions[self.overlap(other)])))
 
 
@@ -211,7 +211,7 @@ def structure_metrics(
     both = np.concatenate([from_reference, from_prediction])
     percentiles = np.percentile(from_reference, 95), np.percentile(from_prediction, 95)
     return metrics | {
-        # a distance of one step must be within a tolerance of one step, whatever the rounding
+        # rounding must not put a distance of one voxel beyond a tolerance of one voxel
         "NSD": float(np.mean(both <= tolerance * (1 + 1e-9))),
         "HD95": float(max(percentiles)),
         "ASD": float(both.mean()),

@@ -53,7 +53,7 @@ def plot_differences(
     after Holm's adjustment.
 
     Args:
-        comparison: What to draw.
+        comparison: The comparison to draw.
         dataset: The data set; the first if None.
         ax: Axes to draw on.
     """
@@ -97,7 +97,7 @@ def plot_cases(
     """Every case's value of the primary metric on the main label, with quartiles and mean.
 
     Args:
-        comparison: What to draw.
+        comparison: The comparison to draw.
         dataset: The data set; the first if None.
         ax: Axes to draw on.
     """
@@ -116,7 +116,7 @@ def plot_cases(
         meanprops={"marker": "|", "markeredgecolor": "#D55E00", "markersize": 14, "mew": 2},
         medianprops={"color": "black"},
     )
-    # a fixed spread: the same report twice looks the same
+    # a fixed spread, so that equal reports look equal
     spread = np.random.default_rng(0).uniform(-0.2, 0.2, size=len(scores))
     for index, method in enumerate(comparison.methods):
         ax.plot(scores[method], index + spread, ".", color=colours[method], alpha=0.5)
@@ -137,7 +137,7 @@ def plot_sizes(
     Bars are the means of the quantile strata with their 95 % intervals.
 
     Args:
-        comparison: What to draw.
+        comparison: The comparison to draw.
         dataset: The data set; the first if None.
         label: The structure; the first if None.
         ax: Axes to draw on.
@@ -149,7 +149,7 @@ def plot_sizes(
     scores = comparison.scores(dataset, comparison.settings.primary, label)
     sizes = comparison.volumes.xs((dataset, label), level=("dataset", "label"))
     names, colours = _names(comparison), method_colours(comparison)
-    spread = (sizes.max() / sizes[sizes > 0].min()) ** 0.04  # of the bars, so that all are seen
+    spread = (sizes.max() / sizes[sizes > 0].min()) ** 0.04  # keeps the bars apart
     strata = comparison.strata
     strata = strata[(strata["dataset"] == dataset) & (strata["label"] == label)]
     for method in (name for name in comparison.methods if name != baseline):
@@ -181,7 +181,7 @@ def plot_curves(
     Losses differ in scale between methods, so they are not drawn.
 
     Args:
-        comparison: What to draw.
+        comparison: The comparison to draw.
         dataset: The data set; the first if None.
         ax: Axes to draw on.
     """
@@ -210,7 +210,7 @@ def plot_critical_difference(comparison: Comparison, *, ax: Axes | None = None) 
     which Nemenyi's test finds no difference.
 
     Args:
-        comparison: What to draw; at least three methods and six data sets or cases.
+        comparison: The comparison; at least three methods and six data sets or cases.
         ax: Axes to draw on.
 
     Raises:
@@ -246,7 +246,7 @@ def plot_worst_case(
     """The case on which a method is worst: image, reference and prediction in one slice.
 
     Args:
-        comparison: What to draw.
+        comparison: The comparison to draw.
         method: The method.
         dataset: The data set; the first if None.
         ax: Axes to draw on.
@@ -277,7 +277,7 @@ def rank_blocks(comparison: Comparison) -> pd.DataFrame:
 
 
 def plain(text: str) -> str:
-    """A name as matplotlib shows it: no formula in it, and never left out of a legend."""
+    """Escape a name for matplotlib: $ starts mathematics, and _ hides it from legends."""
     return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
@@ -298,6 +298,6 @@ def _dataset(comparison: Comparison, dataset: str | None) -> str:
 
 
 def _name_rows(ax: Axes, methods: list[str], names: Mapping[str, str]) -> None:
-    """The first method at the top."""
+    """Label the rows, with the first method at the top."""
     ax.set_yticks(range(len(methods)), [names[method] for method in methods])
     ax.set_ylim(len(methods) - 0.5, -0.5)

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import math
 import os
 import platform
 import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-
-import jinja2
-import markupsafe
 
 from nnunet_unifiedloss.compare.comparison import Comparison
 from nnunet_unifiedloss.compare.figures import ReportFigure, report_figures
@@ -23,9 +19,10 @@ from nnunet_unifiedloss.compare.tables import (
     as_latex,
     as_markdown,
     ranking_rows,
+    render,
     summary_with_differences,
 )
-from nnunet_unifiedloss.compare.verdict import caveats, format_p, short_names, verdict
+from nnunet_unifiedloss.compare.verdict import caveats, short_names, verdict
 
 __all__ = ["check_report_folder", "write_report"]
 
@@ -42,7 +39,7 @@ def write_report(comparison: Comparison, folder: Path, command: str = "") -> Pat
     made before any of it replaces what an earlier report has left.
 
     Args:
-        comparison: What to report.
+        comparison: The comparison to report.
         folder: Where to write; made where it does not exist.
         command: The command that made it, to be shown.
 
@@ -77,7 +74,7 @@ def write_report(comparison: Comparison, folder: Path, command: str = "") -> Pat
 
 
 def check_report_folder(folder: Path) -> None:
-    """A ValueError where a report cannot be written: now rather than when all is measured."""
+    """Raise a ValueError if a report cannot be written, before hours of measuring."""
     try:
         for place in (*folder.parents, folder, folder / "figures"):
             if place.exists() and not place.is_dir():
@@ -94,10 +91,10 @@ def check_report_folder(folder: Path) -> None:
 
 
 def _publish(draft: Path, folder: Path) -> None:
-    """Rename what was made into place, the page last; on any trouble put everything back.
+    """Move the new files into place, the page last; restore the old ones after any error.
 
-    Figures of an earlier report go, known by the list that it left; what else is in the folder
-    stays.
+    Figures of an earlier report, which it has listed in a file, are removed; other files in the
+    folder stay.
     """
     figures = sorted(path.relative_to(draft) for path in (draft / "figures").iterdir())
     new = [*figures, *(Path(name) for name in PAGES)]
@@ -126,20 +123,11 @@ def _publish(draft: Path, folder: Path) -> None:
 
 
 def _page(comparison: Comparison, figures: Iterable[ReportFigure], command: str) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("nnunet_unifiedloss.compare"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["p"] = lambda value: format_p(float(value))
-    environment.filters["number"] = _number
-    environment.filters["name"] = _breakable
     sections: dict[str, list[ReportFigure]] = {}
     for figure in figures:
         sections.setdefault(figure.section, []).append(figure)
-    return environment.get_template("report.html.j2").render(
+    return render(
+        "report.html.j2",
         comparison=comparison,
         settings=comparison.settings,
         verdict=verdict(comparison),
@@ -153,16 +141,6 @@ def _page(comparison: Comparison, figures: Iterable[ReportFigure], command: str)
         versions=_versions(),
         command=command,
     )
-
-
-def _number(value: float) -> str:
-    """A number for a table: three decimals, no sign of a missing one but a dash."""
-    return "–" if value is None or math.isnan(value) else f"{value:.3f}"
-
-
-def _breakable(name: str) -> markupsafe.Markup:
-    """A trainer's name that a browser may break where its parts begin."""
-    return markupsafe.Markup("_<wbr>").join(name.split("_"))
 
 
 def _versions() -> dict[str, str]:

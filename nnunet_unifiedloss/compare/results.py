@@ -43,7 +43,7 @@ REFERENCE_VOLUME = "ReferenceVolume"
 
 @dataclass
 class Results:
-    """What nnU-Net's trainings left.
+    """Results that nnU-Net's trainings have left.
 
     Attributes:
         table: One row for each case, structure (label or region) and metric, with the columns of
@@ -51,7 +51,7 @@ class Results:
             compared: the trainer, with its plans and configuration where there are several.
         trainings: The trainings that it comes from, and the method that each belongs to.
         problems: Cases that are left out, each with the reason and the remedy.
-        notes: What else a reader must know.
+        notes: Anything else that a reader must know.
     """
 
     table: pd.DataFrame
@@ -118,7 +118,7 @@ def select_trainings(
 def _check_names(
     there: Sequence[Training], asked: Mapping[str, Sequence[str]], datasets: Sequence[str]
 ) -> None:
-    """A ValueError names what no training has, which may be misspelt, and what there is."""
+    """Raise a ValueError for names that no training has; they may be misspelt."""
     known = {
         "-tr": {item.trainer for item in there},
         "-c": {item.configuration for item in there},
@@ -168,7 +168,7 @@ def _nothing_to_compare(
 
 
 def name_methods(trainings: Sequence[Training]) -> dict[Training, str]:
-    """What is compared: trainers, with plans and configuration where there are several of these."""
+    """Names of the methods: trainers, with plans and configuration if there are several."""
     several = len({(item.configuration, item.plans) for item in trainings}) > 1
     return {item: item.model if several else item.trainer for item in trainings}
 
@@ -188,9 +188,9 @@ def collect(
 
     Args:
         trainings: Finished trainings.
-        tolerance: Of the normalised surface distance in mm; the largest spacing of each image if
-            None.
-        empty: What a distance is where only the reference or only the prediction is empty:
+        tolerance: Tolerance of the normalised surface distance in mm; None for the largest spacing
+            of each image.
+        empty: Value of a distance where only the reference or only the prediction is empty:
             ``worst``, the diagonal of the image, or ``nan``, left out.
         processes: Number of processes that measure.
         progress: Called with how many cases are measured and how many there are.
@@ -236,19 +236,19 @@ def collect(
 def _check_that_none_is_lost(
     methods: Mapping[Training, str], table: pd.DataFrame, problems: Sequence[str]
 ) -> None:
-    """A method must not drop out of a comparison only because its files cannot be read."""
+    """Raise a ValueError if a method would drop out because none of its files can be read."""
     for dataset, method in sorted({(item.dataset, name) for item, name in methods.items()}):
         here = (table["dataset"] == dataset) & (table["method"] == method)
         if not here.any():
             reasons = "".join(f"\n  {problem}" for problem in problems[:5])
             raise ValueError(
                 f"{method} has no usable case on {dataset}{reasons}\n"
-                "Remedy: mend it, or compare other trainers with -tr"
+                "Remedy: fix it, or compare other trainers with -tr"
             )
 
 
 def _disagreement(case: ValidatedCase, measured: MeasuredCase) -> str:
-    """Why nnU-Net's counts cannot be those of this segmentation, or nothing."""
+    """Reason why nnU-Net's counts cannot be those of this segmentation; empty without one."""
     for name, counts in case.counts.items():
         for count in ("TP", "FP", "FN"):
             found = measured.metrics[name][count]
@@ -280,7 +280,7 @@ def _metric_rows(
 
 
 def _parameter_columns(trainers: Iterable[str]) -> pd.DataFrame:
-    """What the names of trainers say: the loss, its parameters and the schedule, a row for each."""
+    """Loss, parameters and schedule of each trainer, read from its name: one row for each."""
     from nnunet_unifiedloss.training.names import TrainerNameError, parse
 
     rows = []

@@ -33,7 +33,7 @@ class Picture:
         pixels: RGB in [0, 1], shape (height, width, 3).
         aspect: Height of a pixel relative to its width.
         title: The case and its score.
-        panels: What the panels show, from the left.
+        panels: Titles of the panels, from the left.
         colours: Colour of each structure.
     """
 
@@ -78,7 +78,7 @@ def worst_case_picture(comparison: Comparison, method: str, dataset: str) -> Pic
     image = _read_image(dataset, case, labels.reader, folder.parent / "dataset.json")
     title = f"{case} (fold {training.fold}): {metric} {scores[case]:.3f}"
     if image is not None and image.shape != reference.array.shape:
-        image = None  # it cannot be of this case
+        image = None  # it belongs to another case
     values = {value for values in labels.structures.values() for value in values}
     by_size = sorted(labels.structures.items(), key=lambda item: len(item[1]))
     colours = {
@@ -118,7 +118,7 @@ def _read_image(
 def _draw(
     image: npt.NDArray[Any] | None, reference: LabelImage, prediction: LabelImage
 ) -> tuple[npt.NDArray[np.float64], float, tuple[str, ...]]:
-    """Pixels, their aspect, and what the panels are."""
+    """Draw the panels; returns pixels, their aspect, and the titles."""
     axis = int(np.argmax(reference.spacing))
     across = tuple(other for other in range(reference.array.ndim) if other != axis)
     position = _most_telling(reference.array, prediction.array, across)
@@ -138,7 +138,7 @@ def _draw(
 def _most_telling(
     reference: npt.NDArray[Any], prediction: npt.NDArray[Any], across: tuple[int, ...]
 ) -> int:
-    """The slice with most wrong voxels, of those that the reference is in where there are any."""
+    """The slice with most wrong voxels, among those that contain the reference if any does."""
     wrong = np.count_nonzero(reference != prediction, axis=across)
     present = np.count_nonzero(reference > 0, axis=across)
     if present.any():
@@ -151,7 +151,7 @@ def _colour(value: int) -> str:
 
 
 def _window(foreground: npt.NDArray[np.bool_]) -> tuple[slice, ...]:
-    """The foreground with half of its size around it, everything where there is none."""
+    """The foreground with a margin of half its size; the whole slice without foreground."""
     if not foreground.any():
         return (slice(None),) * foreground.ndim
     window = []

@@ -5,6 +5,7 @@ A case is the unit: scores are arrays of shape (cases, methods), and a missing v
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -15,9 +16,10 @@ from scipy import stats
 __all__ = [
     "FEWEST_PAIRS",
     "PairedTest",
-    "Resamples",
+    "bootstrap_means",
     "friedman_test",
     "holm",
+    "mean_interval",
     "paired_test",
     "rank_biserial",
     "ranks",
@@ -31,59 +33,61 @@ FEWEST_PAIRS = 6
 MOST_ENUMERATED = 13
 
 
-class Resamples:
-    """Bootstrap samples of cases, the same for every quantity, so that differences stay paired.
+def bootstrap_means(values: Array, *, samples: int = 10_000, seed: int = 0) -> Array:
+    """Mean over the cases of each bootstrap sample, without missing values.
+
+    The samples are the same for every quantity of the same cases, so that differences stay paired.
+    They are drawn only once: ``scipy.stats.bootstrap`` draws for every quantity, which takes about
+    ten times as long for a whole comparison.
 
     Args:
-        cases: Number of cases.
+        values: Shape (cases, …).
         samples: Number of bootstrap samples.
-        seed: Of the random generator.
+        seed: Seed of the random generator.
+
+    Returns:
+        Shape (samples, …); NaN for a sample of missing values only.
+    """
+    counts, missing = _counts(len(values), samples, seed), np.isnan(values)
+    total = np.tensordot(counts, np.where(missing, 0, values), axes=1)  # in float64
+    if not missing.any():
+        return np.asarray(total / max(len(values), 1))
+    known = np.tensordot(counts, (~missing).astype(np.float64), axes=1)
+    return np.asarray(np.divide(total, known, out=np.full_like(total, np.nan), where=known > 0))
+
+
+@functools.lru_cache(maxsize=2)  # the counts of 1,000 cases take 40 MB
+def _counts(cases: int, samples: int, seed: int) -> npt.NDArray[np.float32]:
+    """Number of times that each case is drawn in each bootstrap sample."""
+    share = np.full(cases, 1 / max(cases, 1))
+    counts = np.random.default_rng(seed).multinomial(cases, share, size=samples)
+    return counts.astype(np.float32)
+
+
+def mean_interval(
+    values: Array, *, samples: int = 10_000, seed: int = 0, fewest: int = FEWEST_PAIRS
+) -> tuple[Array, Array]:
+    """95 % percentile bootstrap interval of the mean over the cases.
+
+    Args:
+        values: Shape (cases, …); missing ones are NaN.
+        samples: Number of bootstrap samples.
+        seed: Seed of the random generator.
+        fewest: Number of values from which on there is an interval.
+
+    Returns:
+        Lower and upper limits of shape (…); NaN with fewer values, because resampling a few cases
+        says little about others.
 
     Example:
-        >>> resamples = Resamples(50, samples=2000, seed=1)
-        >>> low, high = resamples.interval(np.arange(50.0))
+        >>> low, high = mean_interval(np.arange(50.0), samples=2000)
         >>> bool(low < 24.5 < high)
         True
     """
-
-    def __init__(self, cases: int, samples: int = 10_000, seed: int = 0) -> None:
-        generator = np.random.default_rng(seed)
-        share = np.full(cases, 1 / max(cases, 1))
-        self.counts = generator.multinomial(cases, share, size=samples).astype(np.float32)
-
-    def means(self, values: Array) -> Array:
-        """The mean over the cases of each bootstrap sample, without missing values.
-
-        Args:
-            values: Shape (cases, …).
-
-        Returns:
-            Shape (samples, …); NaN for a sample of missing values only.
-        """
-        missing = np.isnan(values)
-        total = np.tensordot(self.counts, np.where(missing, 0, values), axes=1)  # in float64
-        if not missing.any():
-            return np.asarray(total / max(len(values), 1))
-        count = np.tensordot(self.counts, (~missing).astype(np.float64), axes=1)
-        return np.asarray(np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0))
-
-    def interval(self, values: Array) -> tuple[Array, Array]:
-        """95 % percentile interval of the mean.
-
-        Args:
-            values: Shape (cases, …).
-
-        Returns:
-            Lower and upper limits of shape (…); NaN with fewer than ``FEWEST_PAIRS`` values:
-            resampling so few says little of the others.
-        """
-        means = self.means(values)
-        few = np.count_nonzero(~np.isnan(values), axis=0) < FEWEST_PAIRS
-        limits = np.nanpercentile(
-            np.where(few, 0, means), [100 * LEVEL / 2, 100 * (1 - LEVEL / 2)], axis=0
-        )
-        low, high = np.where(few, np.nan, limits)
-        return low, high
+    few = np.count_nonzero(~np.isnan(values), axis=0) < fewest
+    means = np.where(few, 0, bootstrap_means(values, samples=samples, seed=seed))
+    low, high = np.nanpercentile(means, [100 * LEVEL / 2, 100 * (1 - LEVEL / 2)], axis=0)
+    return np.where(few, np.nan, low), np.where(few, np.nan, high)
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,7 @@ def paired_test(method: Array, baseline: Array) -> PairedTest:
     """
     differences = method - baseline
     differences = differences[~np.isnan(differences)]
-    # what is equal but for rounding is equal: it must not become a rank
+    # differences by rounding count as none: they must not become ranks
     differences[np.abs(differences) < 1e-12] = 0
     return PairedTest(
         cases=len(differences),
@@ -141,7 +145,7 @@ def _wilcoxon(differences: Array) -> float:
     if len(differences) > MOST_ENUMERATED:
         return float(stats.wilcoxon(differences, zero_method="wilcox").pvalue)
     differences = differences[differences != 0]
-    # all signs of the ranks, as SciPy does with ties among so few, but at once
+    # all signs of the ranks, as SciPy does for so few pairs with ties, but vectorised
     signed_ranks = stats.rankdata(np.abs(differences)) * np.sign(differences)
     result = stats.permutation_test(
         (signed_ranks,), np.sum, permutation_type="samples", vectorized=True, n_resamples=np.inf
@@ -167,7 +171,7 @@ def rank_biserial(differences: Array) -> float:
 
 
 def holm(p: Array) -> Array:
-    """Holm's adjustment of p values over all comparisons made; NaN is none and stays NaN.
+    """Holm's adjustment of p values over all comparisons made; missing ones (NaN) stay missing.
 
     Example:
         >>> holm(np.array([0.01, np.nan, 0.04])).tolist()
@@ -212,7 +216,7 @@ def ranks(scores: Array, higher_is_better: bool) -> Array:
 
 
 def share_first(mean_ranks: Array) -> Array:
-    """How often each method is first: has the smallest mean rank; equal ones share.
+    """Share of bootstrap samples in which each method has the smallest mean rank; ties share.
 
     Args:
         mean_ranks: Shape (bootstrap samples, methods).

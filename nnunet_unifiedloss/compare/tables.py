@@ -4,18 +4,39 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
+import jinja2
+import markupsafe
 import pandas as pd
 
 from nnunet_unifiedloss.compare.comparison import Comparison
-from nnunet_unifiedloss.compare.verdict import caveats, format_p, short_names, verdict
+from nnunet_unifiedloss.compare.verdict import (
+    caveats,
+    format_p,
+    short_names,
+    value_with_interval,
+    verdict,
+)
 
-__all__ = ["as_json", "as_latex", "as_markdown", "ranking_rows", "summary_with_differences"]
+__all__ = [
+    "as_json",
+    "as_latex",
+    "as_markdown",
+    "ranking_rows",
+    "render",
+    "summary_with_differences",
+]
 
 TABLES = ("summary", "differences", "ranking", "overall", "friedman", "strata", "sizes", "empties")
+_NO_DIFFERENCE = dict.fromkeys(("difference", "p", "effect", "wins"), "–")
+_LATEX = str.maketrans(
+    {char: f"\\{char}" for char in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"–": "--", "−": "-", "<": "$<$", ">": "$>$", "γ": r"$\gamma$"}
+)
 
 
 def summary_with_differences(comparison: Comparison) -> pd.DataFrame:
@@ -27,59 +48,64 @@ def summary_with_differences(comparison: Comparison) -> pd.DataFrame:
 
 
 def ranking_rows(comparison: Comparison, dataset: str) -> list[dict[str, Any]]:
-    """The ranking table of a data set, ready to be shown: a row for each method, the best first."""
-    primary, label = comparison.settings.primary, comparison.main_label
-    chosen = (comparison.ranking["dataset"] == dataset) & (comparison.ranking["metric"] == primary)
-    ranking = comparison.ranking[chosen].set_index("method")
-    summary = comparison.summary[
-        (comparison.summary["dataset"] == dataset) & (comparison.summary["label"] == label)
-    ].set_index(["metric", "method"])
+    """The ranking of a data set as text: one row for each method, the best first."""
     empties = comparison.empties[comparison.empties["dataset"] == dataset]
-    counts = empties.groupby("method")[["false_alarm", "missed"]].sum()
+    counts = empties.groupby("method")[["false_alarm", "missed"]].sum().to_dict("index")
+    compared = set(comparison.main_rows(comparison.differences, dataset)["method"])
     rows = []
-    for method in ranking.index:
-        is_baseline = method == comparison.settings.baseline
-        test = None if is_baseline else comparison.difference(dataset, method)
+    for _, ranked in comparison.main_rows(comparison.ranking, dataset).iterrows():
+        method = ranked["method"]
+        difference = comparison.difference(dataset, method) if method in compared else None
+        means = _means(comparison, dataset, method)
         rows.append(
             {
                 "method": method,
-                "baseline": is_baseline,
-                "rank": f"{ranking.loc[method, 'mean_rank']:.2f}",
-                "first": _percent(float(str(ranking.loc[method, "first"]))),
-                "value": _with_interval(summary.loc[(primary, method)], "mean", ".3f"),
-                "difference": "–" if test is None else _with_interval(test, "difference", "+.3f"),
-                "p": "–" if test is None else format_p(float(test["p_holm"])),
-                "effect": "–" if test is None else f"{test['effect']:+.2f}",
-                "false_alarms": int(counts.loc[method, "false_alarm"]),
-                "missed": int(counts.loc[method, "missed"]),
-                "wins": "–" if test is None else f"{test['better']} : {test['worse']}",
-                "others": {
-                    metric: f"{summary.loc[(metric, method), 'mean']:.3f}"
-                    for metric in comparison.settings.metrics
-                    if metric != primary and (metric, method) in summary.index
-                },
+                "baseline": method == comparison.settings.baseline,
+                "rank": f"{ranked['mean_rank']:.2f}",
+                "first": "–" if math.isnan(ranked["first"]) else f"{ranked['first']:.0%}",
+                "value": means.pop(comparison.settings.primary),
+                **(_NO_DIFFERENCE if difference is None else _difference_cells(difference)),
+                "false_alarms": counts[method]["false_alarm"],
+                "missed": counts[method]["missed"],
+                "others": means,
             }
         )
     return rows
 
 
-def _percent(share: float) -> str:
-    return "–" if math.isnan(share) else f"{share:.0%}"
+def _means(comparison: Comparison, dataset: str, method: str) -> dict[str, str]:
+    """The mean of each metric on the main label as text; the primary one with its interval."""
+    table = comparison.summary
+    table = table[
+        (table["dataset"] == dataset)
+        & (table["label"] == comparison.main_label)
+        & (table["method"] == method)
+    ]
+    rows = {row["metric"]: row for _, row in table.iterrows()}
+    primary = comparison.settings.primary
+    texts = {name: f"{row['mean']:.3f}" for name, row in rows.items()}
+    texts[primary] = value_with_interval(rows[primary], "mean")
+    return {name: texts[name] for name in comparison.settings.metrics if name in texts}
 
 
-def _with_interval(row: pd.Series[Any], name: str, form: str) -> str:
-    low, high = row[f"{name}_low"], row[f"{name}_high"]
-    interval = "" if math.isnan(low) else f" [{low:{form}}, {high:{form}}]"
-    return f"{row[name]:{form}}{interval}"
+def _difference_cells(test: pd.Series[Any]) -> dict[str, str]:
+    return {
+        "difference": value_with_interval(test, "difference", "+.3f"),
+        "p": format_p(float(test["p_holm"])),
+        "effect": f"{test['effect']:+.2f}",
+        "wins": f"{test['better']} : {test['worse']}",
+    }
 
 
-def _flat_tables(comparison: Comparison) -> Iterator[tuple[str, pd.DataFrame]]:
-    """The ranking table of each data set, as text."""
+def _flat_tables(
+    comparison: Comparison, names: Mapping[str, str]
+) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The ranking table of each data set as text, with the given names of the methods."""
     primary = comparison.settings.primary
     for dataset in comparison.datasets:
         rows = [
             {
-                "trainer": row["method"] + (" (baseline)" if row["baseline"] else ""),
+                "trainer": names[row["method"]] + (" (baseline)" if row["baseline"] else ""),
                 "mean rank": row["rank"],
                 "first": row["first"],
                 f"{primary} [95 % CI]": row["value"],
@@ -96,30 +122,46 @@ def _flat_tables(comparison: Comparison) -> Iterator[tuple[str, pd.DataFrame]]:
         yield dataset, pd.DataFrame(rows)
 
 
+def render(template: str, **content: Any) -> str:  # noqa: ANN401 (whatever a template takes)
+    """Fill a template; only in a page of HTML is text escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("nnunet_unifiedloss.compare"),
+        autoescape=template.endswith(".html.j2"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"p": format_p, "number": _number, "name": _breakable}
+    return environment.get_template(template).render(content)
+
+
+def _number(value: float) -> str:
+    """Three decimals, or a dash for a missing value."""
+    return "–" if math.isnan(value) else f"{value:.3f}"
+
+
+def _breakable(name: str) -> markupsafe.Markup:
+    """A trainer's name that a browser may break where its parts begin."""
+    return markupsafe.Markup("_<wbr>").join(name.split("_"))
+
+
 def as_markdown(comparison: Comparison) -> str:
     """Verdict, ranking tables and caveats as Markdown."""
-    parts = [verdict(comparison)]
-    for dataset, table in _flat_tables(comparison):
-        lines = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
-        rows = "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-        parts += [f"**{dataset}**, {comparison.main_label}", rows]
-    found = caveats(comparison)
-    if found:
-        parts += ["To know before believing it:", "\n".join(f"- {text}" for text in found)]
-    return "\n\n".join(parts) + "\n"
+    return render(
+        "summary.md.j2",
+        verdict=verdict(comparison),
+        label=comparison.main_label,
+        tables=dict(_flat_tables(comparison, {name: name for name in comparison.methods})),
+        caveats=caveats(comparison),
+    )
 
 
 def as_latex(comparison: Comparison) -> str:
     """The ranking tables for LaTeX, with the shortened names of the trainers."""
-    names = short_names(comparison.methods)
     parts = ["% needs \\usepackage{booktabs} and \\usepackage{graphicx}"]
-    for dataset, table in _flat_tables(comparison):
-        baseline = comparison.settings.baseline
-        table["trainer"] = [
-            names[name.split(" ")[0]] + (" (baseline)" if name.split(" ")[0] == baseline else "")
-            for name in table["trainer"]
-        ]
-        rows = table.rename(columns=_escaped).map(lambda cell: _escaped(str(cell)))
+    for dataset, table in _flat_tables(comparison, short_names(comparison.methods)):
+        rows = table.astype(str).rename(columns=_escaped).map(_escaped)
         text = rows.to_latex(index=False, escape=False).strip()
         caption = f"{dataset}, {comparison.main_label}: {verdict(comparison)}"
         parts.append(
@@ -131,16 +173,13 @@ def as_latex(comparison: Comparison) -> str:
 
 
 def _escaped(text: str) -> str:
-    r"""Text for LaTeX.
+    r"""Escape text for LaTeX (pandas' own escaping leaves symbols such as < and γ as they are).
 
     Example:
         >>> print(_escaped("Dataset004_A, 95 % – −1"))
         Dataset004\_A, 95 \% -- -1
     """
-    special = {char: f"\\{char}" for char in "&%$#_{}"} | {"\\": r"\textbackslash{}"}
-    special |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--", "−": "-"}
-    special |= {"<": "$<$", ">": "$>$", "γ": r"$\gamma$"}
-    return "".join(special.get(char, char) for char in text)
+    return text.translate(_LATEX)
 
 
 def as_json(comparison: Comparison) -> str:

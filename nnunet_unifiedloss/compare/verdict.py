@@ -1,4 +1,4 @@
-"""The answer in words: what the numbers say, and what they cannot say."""
+"""The result in words: a verdict, and its caveats."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from nnunet_unifiedloss.compare.comparison import Comparison
 from nnunet_unifiedloss.compare.metrics import METRICS
 from nnunet_unifiedloss.compare.statistics import FEWEST_PAIRS, LEVEL
 
-__all__ = ["caveats", "format_p", "short_names", "verdict"]
+__all__ = [
+    "caveats",
+    "describe_metric",
+    "format_p",
+    "short_names",
+    "value_with_interval",
+    "verdict",
+]
 
 
 def short_names(methods: list[str]) -> dict[str, str]:
@@ -27,7 +34,7 @@ def short_names(methods: list[str]) -> dict[str, str]:
     shared = sum(1 for _ in itertools.takewhile(lambda end: len(set(end)) == 1, ends))
     shared = shared if len(methods) > 1 else 0
     short = ["_".join(part[: len(part) - shared]).strip("_") for part in parts]
-    # nnU-Net's own variants may leave nothing, or a part that is no name by itself
+    # names of nnU-Net's own variants may become empty or begin with a digit
     bare = [not name or name[0].isdigit() for name in short]
     return {
         method: method if is_bare else name
@@ -47,8 +54,20 @@ def format_p(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
+def value_with_interval(row: pd.Series[Any], name: str, form: str = ".3f") -> str:
+    """A value of a table and its interval, where it has one.
+
+    Example:
+        >>> value_with_interval(pd.Series({"mean": 0.5, "mean_low": 0.4, "mean_high": 0.6}), "mean")
+        '0.500 [0.400, 0.600]'
+    """
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    interval = "" if math.isnan(low) else f" [{low:{form}}, {high:{form}}]"
+    return f"{row[name]:{form}}{interval}"
+
+
 def verdict(comparison: Comparison) -> str:
-    """Which method is best by the primary metric and how sure that is, in two sentences."""
+    """Name the best method by the primary metric and its certainty, in two sentences."""
     if len(comparison.datasets) == 1:
         return _of_one_data_set(comparison, comparison.datasets[0])
     return _of_several_data_sets(comparison)
@@ -56,19 +75,19 @@ def verdict(comparison: Comparison) -> str:
 
 def _of_one_data_set(comparison: Comparison, dataset: str) -> str:
     settings = comparison.settings
-    ranking = comparison.ranking[comparison.ranking["metric"] == settings.primary]
     best = comparison.methods[0]
-    row = _row(comparison.summary, comparison, dataset, best)
-    rank = ranking.set_index("method")["mean_rank"]
-    equal = ", ".join(m for m in comparison.methods[1:] if rank[m] == rank[best])
+    row = comparison.main_row(comparison.summary, dataset, best)
+    ranked = comparison.main_row(comparison.ranking, dataset, best)
+    ranking = comparison.main_rows(comparison.ranking, dataset)
+    tied = set(ranking.loc[ranking["mean_rank"] == ranked["mean_rank"], "method"])
+    equal = ", ".join(method for method in comparison.methods[1:] if method in tied)
     first = (
         f"On {dataset} ({row['cases']} cases) {best} ranks best by {settings.primary}, with a mean "
-        f"of {_value(row['mean'], row['mean_low'], row['mean_high'])}"
-        + (f" (the same rank: {equal})" if equal else "")
+        f"of {value_with_interval(row, 'mean')}" + (f" (the same rank: {equal})" if equal else "")
     )
     if len(comparison.methods) == 1:
-        return f"{first}. It is alone, so there is nothing to compare it with."
-    share = float(ranking.loc[ranking["method"] == best, "first"].iloc[0])
+        return f"{first}. There is no other method to compare it with."
+    share = ranked["first"]
     if math.isnan(share):
         return f"{first}. {_too_few(int(row['cases']))}"
     sure = f"it is first in {share:.0%} of the bootstrap samples"
@@ -82,7 +101,7 @@ def _beside_baseline(comparison: Comparison, dataset: str, best: str) -> str:
     test = comparison.difference(dataset, best)
     if test["cases"] < FEWEST_PAIRS:
         return _too_few(int(test["cases"]))
-    size = _value(test["difference"], test["difference_low"], test["difference_high"], signed=True)
+    size = value_with_interval(test, "difference", "+.3f")
     numbers = (
         f"difference {size}, Wilcoxon with Holm's adjustment p {_equals(test['p_holm'])}, "
         f"rank-biserial effect {test['effect']:+.2f}"
@@ -113,7 +132,7 @@ def _of_several_data_sets(comparison: Comparison) -> str:
         f"and is first on {wins} of them"
     )
     if len(comparison.methods) == 1:
-        return f"{first}. It is alone, so there is nothing to compare it with."
+        return f"{first}. There is no other method to compare it with."
     baseline = comparison.settings.baseline
     tests = [
         comparison.difference(dataset, method)
@@ -132,7 +151,7 @@ def _of_several_data_sets(comparison: Comparison) -> str:
 
 
 def caveats(comparison: Comparison) -> list[str]:
-    """What a reader must know before believing the numbers: what was left out or cannot be said."""
+    """Facts that a reader must know before trusting the numbers: omissions and limits."""
     texts = [*comparison.results.problems, *comparison.results.notes]
     tests = comparison.differences
     for dataset, found in tests.groupby("dataset"):
@@ -197,22 +216,6 @@ def _too_few(cases: int) -> str:
         f"With {cases} case{'s' * (cases != 1)} no difference can be shown to be more than chance: "
         f"even if all agreed, p would be {smallest:.3g}; at least {FEWEST_PAIRS} are needed."
     )
-
-
-def _row(table: pd.DataFrame, comparison: Comparison, dataset: str, method: str) -> pd.Series[Any]:
-    chosen = (
-        (table["dataset"] == dataset)
-        & (table["metric"] == comparison.settings.primary)
-        & (table["label"] == comparison.main_label)
-        & (table["method"] == method)
-    )
-    return table[chosen].iloc[0]
-
-
-def _value(value: float, low: float, high: float, *, signed: bool = False) -> str:
-    form = "+.3f" if signed else ".3f"
-    interval = "" if math.isnan(low) else f" [{low:{form}}, {high:{form}}]"
-    return f"{value:{form}}{interval}"
 
 
 def _equals(p: float) -> str:

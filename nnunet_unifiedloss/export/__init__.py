@@ -1,4 +1,4 @@
-"""Models that run where this package is not installed: export them, and verify what came."""
+"""Export models that run without this package, and verify exported ones."""
 
 from nnunet_unifiedloss.export.archive import ArchiveError
 from nnunet_unifiedloss.export.bundle import ExportOptions, ExportResult, export_models

@@ -1,4 +1,4 @@
-"""The zip archive: equal content gives equal bytes, and reading trusts nothing that it finds."""
+"""The zip archive: equal content gives equal bytes, and the reader trusts no content."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Archive:
             raise ArchiveError(f"{name}: missing from the archive")
         try:
             with self._zip.open(name) as file:
-                # no more than it says that it holds, as more would be a zip bomb
+                # at most the declared size: more would be a zip bomb
                 return file.read(self._zip.getinfo(name).file_size + 1)
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
             raise ArchiveError(f"{name}: damaged ({error})") from error
@@ -119,7 +119,7 @@ def check_expansion(content: bytes, name: str) -> None:
 
     Args:
         content: A checkpoint of torch or an ``.npz``.
-        name: What to call it.
+        name: Name for messages.
 
     Raises:
         ArchiveError: It is no zip archive, or expands beyond reason.
@@ -169,7 +169,7 @@ def _checked_names(archive: zipfile.ZipFile) -> frozenset[str]:
 
 
 def _check_name(member: zipfile.ZipInfo) -> None:
-    name = member.orig_filename  # as it stands there: zipfile cuts it at a zero byte
+    name = member.orig_filename  # the stored name: zipfile cuts filename at a zero byte
     if name.startswith("/") or re.match(r"[A-Za-z]:", name):
         raise ArchiveError(f"{name!r}: an absolute path, which would be written anywhere")
     if ".." in re.split(r"[/\\]", name):
@@ -183,10 +183,10 @@ def _check_name(member: zipfile.ZipInfo) -> None:
 
 
 def _check_sizes(members: Sequence[zipfile.ZipInfo], size: int, where: str) -> None:
-    """Refuse what would fill memory or disk; ``size`` is what the archive takes in truth."""
+    """Refuse archives that would fill memory or disk; ``size`` is the true size of the archive."""
     for member in members:
         name = f"{where}{member.filename}"
-        # zipfile expands the others without end, whatever size they are said to have
+        # zipfile expands other methods without limit, whatever size is declared
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ArchiveError(f"{name}: neither stored nor deflated, as export writes files")
         if member.file_size > max(_UNSUSPICIOUS_BYTES, _MOST_EXPANSION * member.compress_size):

@@ -1,4 +1,4 @@
-"""Export: one archive that a nnU-Net with nothing added installs and runs."""
+"""Export of one archive that an unmodified nnU-Net installs and runs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from nnunet_unifiedloss.export.verify import CARD, FORMAT, MANIFEST, SAMPLE, Ver
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What an export does besides the checkpoints.
+    """Options of an export.
 
     Attributes:
         verify: Compare the predictions of what was exported with those of the original.
@@ -56,7 +56,7 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was exported.
+    """Result of an export.
 
     Attributes:
         path: The archive.
@@ -64,7 +64,7 @@ class ExportResult:
         card: The model card.
         bytes_before: Size of the original checkpoints.
         bytes_after: Size of the exported ones, before they are compressed.
-        verification: What was verified; None without verification.
+        verification: Result of the verification; None without one.
     """
 
     path: Path
@@ -88,13 +88,13 @@ def export_models(
     archive that was there before is unchanged, and no half of one is left.
 
     Args:
-        models: What :func:`~nnunet_unifiedloss.export.select_models` found.
+        models: The models that :func:`~nnunet_unifiedloss.export.select_models` returns.
         output: The archive.
-        options: What else to do.
+        options: Options of the export.
         progress: Called with what is being done.
 
     Returns:
-        What was exported.
+        The result.
 
     Raises:
         ValueError: Something cannot be exported, or the exported model predicts otherwise.
@@ -114,14 +114,14 @@ def export_models(
         with ArchiveWriter(draft) as writer:
             content = _Content(writer, options, progress)
             card = content.add(models)
-        # nothing may differ here: it is the same network, the same weights and the same machine
+        # same network, same weights, same machine: the logits must be equal
         checked = verify(draft, tolerance=0, progress=progress) if options.verify else None
         digest = archive_digest(draft)
     return ExportResult(output, digest, card, content.bytes_before, content.bytes_after, checked)
 
 
 class _Content:
-    """Puts models into an archive, and remembers what there is to say about them."""
+    """Puts models into an archive and collects remarks for the card."""
 
     def __init__(
         self, writer: ArchiveWriter, options: ExportOptions, progress: Callable[[str], object]
@@ -132,7 +132,7 @@ class _Content:
         self.bytes_before = self.bytes_after = 0
 
     def add(self, models: Sequence[Model]) -> str:
-        """Add everything; the model card."""
+        """Add everything; returns the model card."""
         origins = [trained_by(model) for model in models]
         records = [self._add_model(*each) for each in zip(models, origins, strict=True)]
         for name, content in ensemble_files(models, self.remarks):
@@ -164,7 +164,7 @@ class _Content:
         return card
 
     def _add_model(self, model: Model, origin: dict[str, Any]) -> dict[str, Any]:
-        """Add a configuration; its record in the manifest."""
+        """Add a configuration; returns its record for the manifest."""
         for name, content in model_files(model, self.remarks):
             self._writer.add(name, content)
         mirroring = [self._add_checkpoints(model, name) for name in model.checkpoints]
@@ -179,7 +179,7 @@ class _Content:
         }
 
     def _add_checkpoints(self, model: Model, name: str) -> Any:  # noqa: ANN401
-        """Add one checkpoint of each fold; the axes along which nnU-Net mirrors."""
+        """Add one checkpoint of each fold; returns the axes along which nnU-Net mirrors."""
         axes: list[Any] = []
         for fold in model.folds:
             path = model.fold(fold) / name
@@ -203,7 +203,7 @@ class _Content:
         return axes[0]  # nnU-Net takes those of the first fold
 
     def _stock_name(self, checkpoint: dict[str, Any]) -> str:
-        """The trainer that a checkpoint is to name, and what there is to say about it."""
+        """The trainer that the exported checkpoint names; a remark if it is not nnUNetTrainer."""
         stock = stock_trainer(trainer_class(checkpoint["trainer_name"]))
         name: str = stock.__name__
         if name not in self._trainers:
@@ -223,13 +223,13 @@ class _Content:
     def _run_original(
         self, model: Model, checkpoint: str, sample: np.ndarray
     ) -> tuple[nn.Module, list[dict[str, Tensor]], np.ndarray]:
-        """The original network, the weights of the folds, what each predicts on the sample."""
+        """The original network, the weights of the folds, and their predictions on the sample."""
         self._progress(f"{model.name}: predictions of the original {checkpoint}")
         which = f"{model.folder}: {checkpoint} of folds {' '.join(model.folds)}"
         try:
             network, weights = original_network(model.folder, model.folds, checkpoint)
             logits = [thinned(each) for each in logits_of_folds(network, weights, sample)]
-        except Exception as error:  # whatever would stop nnUNetv2_predict
+        except Exception as error:  # any error that would stop nnUNetv2_predict
             reason = textwrap.shorten(str(error), 300)
             raise ValueError(
                 f"{which}: nnU-Net itself cannot run it ({reason}); remedy: choose others with -f "
@@ -243,7 +243,7 @@ class _Content:
         return network, weights, np.stack(logits)
 
     def _add_predictions(self, model: Model, mirroring: list[Any]) -> None:
-        """Run the original networks: what they predict on the sample, and their ONNX graphs."""
+        """Add the original networks' predictions on the sample, and their ONNX graphs."""
         sample = self._sample(model)
         stored: dict[str, Any] = {"patch": sample}
         for checkpoint, axes in zip(model.checkpoints, mirroring, strict=True):

@@ -1,4 +1,4 @@
-"""Checkpoints: what inference needs of them, in a form that loads without running code."""
+"""Checkpoints, reduced to the part that inference needs, which loads without running code."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def slim(
     checkpoint: dict[str, Any], trainer_name: str, *, with_training_state: bool = False
 ) -> dict[str, Any]:
-    """What of a checkpoint is exported.
+    """Reduce a checkpoint to the part that is exported.
 
     Args:
         checkpoint: A checkpoint of nnU-Net.
@@ -77,8 +77,8 @@ def plain(value: Any, name: str) -> Any:  # noqa: ANN401
     """A value in tensors and plain Python, which torch loads without running code.
 
     Args:
-        value: Whatever a checkpoint holds.
-        name: What to call it.
+        value: A value of a checkpoint.
+        name: Name for messages.
 
     Raises:
         ValueError: There is no plain form.
@@ -119,7 +119,7 @@ def load_safely(content: bytes, name: str) -> dict[str, Any]:
 
     Args:
         content: The file.
-        name: What to call it.
+        name: Name for messages.
 
     Raises:
         ArchiveError: It holds pickled code, is damaged, or is no checkpoint of nnU-Net.
@@ -132,7 +132,7 @@ def load_safely(content: bytes, name: str) -> dict[str, Any]:
         called = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"call {called[1]}" if called else "run code that torch does not know"
         raise ArchiveError(f"{name}: not loaded, as it would {what}") from error
-    except Exception as error:  # whatever torch makes of damaged content
+    except Exception as error:  # damaged content can raise anything
         raise ArchiveError(f"{name}: damaged ({error})") from error
     weights = checkpoint.get("network_weights") if isinstance(checkpoint, dict) else None
     if not isinstance(weights, dict) or not isinstance(checkpoint.get("trainer_name"), str):
@@ -156,7 +156,7 @@ def trainer_class(name: str) -> Any:  # noqa: ANN401 (nnU-Net has no types)
 
 
 def stock_trainer(trainer: Any) -> Any:  # noqa: ANN401 (nnU-Net has no types)
-    """The trainer with which a nnU-Net that has nothing added builds the same network.
+    """The trainer with which an unmodified nnU-Net builds the same network.
 
     Args:
         trainer: The trainer of the checkpoint.

@@ -1,18 +1,19 @@
-"""What nnU-Net's validation of the folds says about a model, with intervals."""
+"""Metrics of nnU-Net's validation of the folds, with confidence intervals."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nnunet_unifiedloss.compare.statistics import mean_interval
 from nnunet_unifiedloss.export.models import Model
 from nnunet_unifiedloss.results.trainings import read_summary
 
 METRICS = ("Dice", "IoU")
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Estimate:
         mean: The mean over the cases for which nnU-Net gives a number.
         low: Lower end of the interval, NaN where there are fewer than two cases.
         high: Upper end.
-        cases: How many there are.
+        cases: Number of these cases.
     """
 
     mean: float
@@ -34,7 +35,7 @@ class Estimate:
     def __str__(self) -> str:
         if not self.cases:
             return "none"
-        interval = "" if np.isnan(self.low) else f" ({self.low:.3f} to {self.high:.3f})"
+        interval = "" if math.isnan(self.low) else f" ({self.low:.3f} to {self.high:.3f})"
         return f"{self.mean:.3f}{interval}"
 
 
@@ -59,7 +60,7 @@ def estimates(model: Model) -> dict[str, dict[str, Estimate]]:
 
 
 def validated_folds(model: Model) -> list[str]:
-    """The folds that cross-validate: ``all`` does not, its cases are those that it learnt from."""
+    """The folds that cross-validate: ``all`` does not, because it is trained on every case."""
     return [fold for fold in model.folds if fold != "all" and _summary(model, fold).is_file()]
 
 
@@ -68,7 +69,7 @@ def _summary(model: Model, fold: str) -> Path:
 
 
 def estimate(values: list[float]) -> Estimate:
-    """Mean and percentile bootstrap interval over cases; NaN is no number and left out.
+    """Mean and percentile bootstrap interval over cases; missing values (NaN) are left out.
 
     nnU-Net's metrics are NaN where neither reference nor prediction has the label.
 
@@ -76,18 +77,8 @@ def estimate(values: list[float]) -> Estimate:
         >>> print(estimate([0.5, 0.5, float("nan"), 0.5]), estimate([0.25]))
         0.500 (0.500 to 0.500) 0.250
     """
-    from scipy.stats import bootstrap
-
-    known = np.array([value for value in values if not np.isnan(value)], dtype=float)
-    if len(known) < 2:
-        nan = float("nan")
-        return Estimate(float(known[0]) if len(known) else nan, nan, nan, len(known))
-    interval = bootstrap(
-        (known,),
-        np.mean,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        batch=1000,
-        random_state=0,
-    ).confidence_interval
-    return Estimate(float(known.mean()), float(interval.low), float(interval.high), len(known))
+    known = np.array([value for value in values if not math.isnan(value)])
+    if not len(known):
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    low, high = mean_interval(known, fewest=2)
+    return Estimate(float(known.mean()), float(low), float(high), len(known))

@@ -1,4 +1,4 @@
-"""The files of nnU-Net that come along with the checkpoints, as far as they are there."""
+"""The other files of nnU-Net that are exported with the checkpoints, if they exist."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def model_files(model: Model, remarks: list[str]) -> Iterator[tuple[str, bytes]]
 
 
 def ensemble_files(models: Sequence[Model], remarks: list[str]) -> Iterator[tuple[str, bytes]]:
-    """What nnU-Net has evaluated of ensembles whose members are all exported."""
+    """nnU-Net's evaluation of the ensembles whose members are all exported."""
     exported = {model.name.partition("/")[2] for model in models}
     folder = models[0].results / models[0].dataset / "ensembles"
     for ensemble in sorted(folder.glob("ensemble___*")):
@@ -70,7 +70,7 @@ def _files(results: Path, paths: Sequence[Path], remarks: list[str]) -> Iterator
 
 
 def _without_folders(summary: Any) -> Any:  # noqa: ANN401
-    """A ``summary.json`` with the names of the segmentations only, not where they are here."""
+    """A ``summary.json`` with names of segmentations, without the folders of this machine."""
     for case in summary.get("metric_per_case", []):
         for key in ("prediction_file", "reference_file"):
             if key in case:

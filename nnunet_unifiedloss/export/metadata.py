@@ -1,4 +1,4 @@
-"""What a consumer of the ONNX graph needs to know, who has no nnU-Net to ask."""
+"""Metadata of an ONNX graph, for those who run it without nnU-Net."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nnunet_unifiedloss.export.models import Model
 def consumer_metadata(
     model: Model, folds: Sequence[str], mirroring: Sequence[int] | None
 ) -> dict[str, Any]:
-    """What is needed to use the graph without nnU-Net.
+    """Collect everything that is needed to use the graph without nnU-Net.
 
     Args:
         model: The model.

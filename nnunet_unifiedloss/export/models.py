@@ -1,4 +1,4 @@
-"""Which trained models an export takes: configurations, folds and checkpoints that are there."""
+"""The trained models that are exported: configurations, folds and checkpoints."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_unifiedloss.results.plans import Plans
 from nnunet_unifiedloss.results.trainings import (
     DEFAULT_FOLDS,
     DEFAULT_PLANS,
@@ -20,7 +21,7 @@ REQUIRED = ("plans.json", "dataset.json")
 
 @dataclass(frozen=True)
 class Model:
-    """A trained configuration, and what of it to export.
+    """A trained configuration, with the folds and checkpoints to export.
 
     Attributes:
         results: The folder that ``nnUNet_results`` names.
@@ -61,7 +62,7 @@ class Model:
     @property
     def previous_stage(self) -> str | None:
         """The configuration whose predictions this one needs, for the second stage of a cascade."""
-        return _previous_stage(self.read("plans.json"), self.configuration)
+        return Plans(self.folder, "plans").previous_stage(self.configuration)
 
     def _training(self, fold: str) -> Training:
         return Training(self.dataset, self.configuration, self.plans, self.trainer, fold)
@@ -77,7 +78,7 @@ def select_models(
     folds: Sequence[str] = DEFAULT_FOLDS,
     checkpoints: Sequence[str] = ("checkpoint_final.pth",),
 ) -> list[Model]:
-    """Find what to export; the first stage of a cascade comes along with the second.
+    """Find the models to export; the second stage of a cascade brings the first with it.
 
     Args:
         results: The folder that ``nnUNet_results`` names.
@@ -122,18 +123,6 @@ def _check_names(*names: str) -> None:
     for name in names:
         if not name or "/" in name or "\\" in name or name.startswith("."):
             raise ValueError(f"{name!r}: expected a plain name, without a folder")
-
-
-def _previous_stage(plans: dict[str, Any], configuration: str) -> str | None:
-    """As nnU-Net reads it: a configuration has what it inherits."""
-    seen: set[str] = set()
-    while configuration in plans["configurations"] and configuration not in seen:
-        seen.add(configuration)
-        settings = plans["configurations"][configuration]
-        if "previous_stage" in settings:
-            return settings["previous_stage"]  # type: ignore[no-any-return]
-        configuration = settings.get("inherits_from", "")
-    return None
 
 
 def _check_files(model: Model) -> None:

@@ -1,4 +1,4 @@
-"""The network of a model, and what it makes of a sample."""
+"""The network of a model, and its output for a sample."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The network as an ONNX graph, for those who have no nnU-Net."""
+"""The network as an ONNX graph, for those who run it without nnU-Net."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def export_graph(network: nn.Module, shape: Sequence[int], metadata: dict[str, A
     Args:
         network: The network.
         shape: (channels, *patch size) of its input.
-        metadata: What to store with the graph; values are written as JSON.
+        metadata: Entries to store with the graph; values are written as JSON.
 
     Returns:
         The file: input ``image``, output ``logits``, any batch size.
@@ -101,7 +101,7 @@ def export_graph(network: nn.Module, shape: Sequence[int], metadata: dict[str, A
 
 
 def _with_metadata(graph: Any, metadata: dict[str, Any]) -> bytes:  # noqa: ANN401
-    """The file, without the paths of this machine's source files that torch notes at each node."""
+    """The file, without the paths of source files that torch stores with each node."""
     for each in (*graph.graph.node, *graph.graph.input, *graph.graph.output):
         each.ClearField("metadata_props")
         each.ClearField("doc_string")
@@ -199,7 +199,7 @@ def model_graphs(
 
 
 def require_packages() -> None:
-    """Refuse before hours of work what would fail after them.
+    """Check that the extra ``onnx`` is installed, before hours of work.
 
     Raises:
         ImportError: The extra ``onnx`` is not installed.
@@ -216,7 +216,7 @@ def require_packages() -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep torch's exporter from talking about itself."""
+    """Silence torch's exporter."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Patches of the preprocessed images, to compare networks on what they were made for."""
+"""Patches of the preprocessed images, to compare networks on real data."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _patch(
     image: np.ndarray, segmentation: np.ndarray, size: Sequence[int], stage: Sequence[int]
 ) -> np.ndarray:
     """The patch around the middle of the labels, in the fullest slice if patches are flat."""
-    # the earlier stage of a cascade is stood in for by the reference
+    # the reference takes the place of the earlier stage of a cascade
     channels = np.concatenate([image, *[segmentation == label for label in stage]])
     foreground = segmentation[0] > 0
     if len(size) < foreground.ndim:

@@ -1,4 +1,4 @@
-"""What trained a model, as far as nnU-Net's folder says."""
+"""The training of a model, as recorded in nnU-Net's folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nnunet_unifiedloss.training import names
 from nnunet_unifiedloss.training.host_variants import sets_its_own_loss
 
 _PACKAGES = ("nnunet-unifiedloss", "nnunetv2", "torch", "dynamic-network-architectures")
-# of what nnU-Net's debug.json says about a training; the rest are paths and addresses
+# entries of nnU-Net's debug.json about the training; others hold paths and addresses
 _SETTINGS = (
     "num_epochs",
     "num_iterations_per_epoch",

@@ -39,7 +39,7 @@ _SUFFIXES = (".pth", ".json", ".md", ".npz", ".onnx", ".pkl", ".png", ".pdf")
 
 @dataclass
 class Verification:
-    """What was verified.
+    """Result of a verification.
 
     Attributes:
         sha256: The digest of the archive itself, to compare with what its author published.
@@ -48,7 +48,7 @@ class Verification:
         difference: Largest difference of a logit from the stored one, relative to the largest
             logit; None where no predictions are stored.
         graph_difference: The same between ONNX graphs and torch; None where no graph was run.
-        notes: What could not be verified, and why.
+        notes: Parts that could not be verified, each with the reason.
     """
 
     sha256: str
@@ -77,10 +77,10 @@ def verify(
         progress: Called with what is being done.
 
     Returns:
-        What was verified.
+        The result.
 
     Raises:
-        ArchiveError: It is not what it should be; the message says what is wrong.
+        ArchiveError: The archive is refused; the message says why.
         OSError: It cannot be read.
     """
     result = Verification(archive_digest(path))
@@ -154,7 +154,7 @@ def _check_model(
     tolerance: float,
     progress: Callable[[str], object],
 ) -> set[str]:
-    """Check a configuration; the files of it that were loaded."""
+    """Check a configuration; returns the files that were loaded."""
     folder = model["folder"]
     stored = f"{folder}/{SAMPLE}" in archive.names
     sample = _read_sample(archive, f"{folder}/{SAMPLE}") if stored else None
@@ -175,7 +175,7 @@ def _check_model(
                 difference = _difference(thinned(found), expected, name, tolerance)
             except ArchiveError:
                 raise
-            except Exception as error:  # whatever torch and NumPy make of what does not fit
+            except Exception as error:  # torch and NumPy raise various errors
                 raise ArchiveError(f"{name}: does not fit the network ({error})") from error
             result.difference = max(result.difference or 0.0, difference)
             logits.append(found)
@@ -191,7 +191,7 @@ def _read_sample(archive: Archive, name: str) -> dict[str, np.ndarray]:
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             return dict(arrays)
-    except Exception as error:  # whatever NumPy makes of damaged content
+    except Exception as error:  # damaged content can raise anything
         raise ArchiveError(f"{name}: not an array file ({error})") from error
 
 
@@ -204,7 +204,7 @@ def _network(archive: Archive, folder: str, configuration: str, checkpoint: dict
         return build_network(trainer, plans, dataset, configuration)
     except ArchiveError:
         raise
-    except Exception as error:  # whatever nnU-Net makes of plans that are wrong
+    except Exception as error:  # wrong plans can raise anything
         raise ArchiveError(f"{folder}: nnU-Net cannot build the network ({error})") from error
 
 
@@ -213,7 +213,7 @@ def _difference(found: np.ndarray, stored: np.ndarray, name: str, tolerance: flo
     if found.shape != stored.shape:
         raise ArchiveError(f"{name}: predicts {found.shape} where {stored.shape} is expected")
     difference = relative_difference(found, stored)
-    if not difference <= tolerance:  # nor NaN
+    if not difference <= tolerance:  # refuses NaN, too
         raise ArchiveError(
             f"{name}: its predictions on the stored sample are not what they were: the logits "
             f"differ by {difference:.2g} of the largest, where {tolerance:.2g} is allowed"

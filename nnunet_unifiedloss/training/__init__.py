@@ -1,1 +1,1 @@
-"""Everything that touches nnU-Net's training: trainers, their names, and how nnU-Net finds them."""
+"""Integration with nnU-Net's training: trainers, their names, and their look-up."""

@@ -1,4 +1,4 @@
-"""Every trainer there is, one for each loss of the registry."""
+"""The catalogue of trainers, one for each loss of the registry."""
 
 from __future__ import annotations
 

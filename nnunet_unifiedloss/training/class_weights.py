@@ -1,4 +1,4 @@
-"""How often each label occurs in the training cases, for losses that are weighted by it."""
+"""Label frequencies in the training cases, for losses that are weighted by them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import numpy as np
 
 from nnunet_unifiedloss._support.files import write_atomically
 
-_ENTRY = {"modified", "voxels"}  # what is kept of a case
+_ENTRY = {"modified", "voxels"}  # keys of the record of a case
 
 
 class Dataset(Protocol):
-    """What is needed of nnU-Net's preprocessed datasets."""
+    """The part of nnU-Net's preprocessed datasets that is used here."""
 
     source_folder: str
 
@@ -29,7 +29,7 @@ class Dataset(Protocol):
 def count_labels(dataset: Dataset, cases: Iterable[str], cache: Path) -> Counter[int]:
     """Voxels of each label in the preprocessed segmentations of some cases.
 
-    Counts are kept for each case in a file, and made again where a segmentation has changed.
+    Counts are kept for each case in a file, and updated if a segmentation has changed.
 
     Args:
         dataset: nnU-Net's dataset of the preprocessed cases.
@@ -74,7 +74,7 @@ def inverse_frequencies(voxels: Sequence[int]) -> tuple[float, ...]:
 
 
 def _read(cache: Path) -> dict[str, dict[str, Any]]:
-    """What was counted before; a file that is not ours, or broken, counts for nothing."""
+    """Earlier counts; a broken or foreign file counts as empty."""
     try:
         known = json.loads(cache.read_text())
     except (OSError, ValueError):
@@ -84,7 +84,7 @@ def _read(cache: Path) -> dict[str, dict[str, Any]]:
 
 
 def _modified(folder: Path, case: str) -> int:
-    """When the segmentation of a case was last written, in ns."""
+    """Time of the last change to the segmentation of a case, in ns."""
     for name in (f"{case}_seg.b2nd", f"{case}_seg.npy", f"{case}.npz"):
         path = folder / name
         if path.exists():

@@ -53,7 +53,7 @@ def _modules(package: Any) -> list[Any]:  # noqa: ANN401
 
 
 def sets_its_own_loss(variant: type) -> bool:
-    """Whether a trainer variant builds another loss than nnUNetTrainer does."""
+    """Return True if a trainer variant builds another loss than nnUNetTrainer does."""
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
     return bool(variant._build_loss is not nnUNetTrainer._build_loss)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""How nnU-Net finds our trainers: the folder it scans, and a module installed beside its own.
+"""The two ways in which nnU-Net finds our trainers: a folder, or a module beside its own.
 
 Nothing here imports torch or nnU-Net, except :func:`look_up`.
 """
@@ -43,7 +43,7 @@ class DiscoveryError(RuntimeError):
     """nnU-Net cannot be made to find our trainers this way.
 
     Attributes:
-        remedy: What the user can do about it: a command or a sentence.
+        remedy: A command or a sentence that helps the user.
     """
 
     def __init__(self, message: str, remedy: str) -> None:
@@ -53,7 +53,7 @@ class DiscoveryError(RuntimeError):
 
 @dataclass(frozen=True)
 class InstallResult:
-    """What :func:`install` or :func:`uninstall` did.
+    """Result of :func:`install` or :func:`uninstall`.
 
     Attributes:
         path: The module inside nnU-Net.
@@ -66,10 +66,10 @@ class InstallResult:
 
 @dataclass(frozen=True)
 class LookUp:
-    """What nnU-Net's own look-up makes of the names of our trainers.
+    """Result of nnU-Net's own look-up for the names of our trainers.
 
     Attributes:
-        installed: Whether it finds them without ``nnUNet_extTrainer``.
+        installed: True if it finds them without ``nnUNet_extTrainer``.
         found: The names that lead to our trainers.
         missing: The names that lead nowhere.
         clashes: The names that lead to somebody else's class, and that class.
@@ -107,7 +107,7 @@ def variants_folder() -> Path:
         DiscoveryError: There is no nnU-Net v2 in this environment.
     """
     spec = importlib.util.find_spec("nnunetv2")
-    # what pip leaves of a package that is uninstalled while it holds our module is found, too
+    # the rest that pip leaves of an uninstalled nnU-Net with our module in it is found, too
     for location in (spec.submodule_search_locations or []) if spec else []:
         folder = Path(location) / "training" / "nnUNetTrainer" / "variants"
         if (folder / "__init__.py").is_file():
@@ -128,7 +128,7 @@ def check_found(trainers: Iterable[str]) -> None:
     text = "".join(path.read_text(encoding="utf-8") for path in sources)
     known = set(re.findall(r"^class (nnUNetTrainer\w+)", text, re.MULTILINE))
     ours = [name for name in trainers if name.partition("_")[0] in known]
-    # perhaps those of another clone, which is the user's business
+    # the variable may name another clone on purpose
     external = any(Path(folder, sources[0].name).is_file() for folder in external_folders())
     if ours and not external and module_state() in ("absent", "foreign"):
         raise DiscoveryError(
@@ -152,7 +152,7 @@ def external_folders() -> list[str]:
 
 
 def module_state() -> Literal["absent", "current", "outdated", "foreign"]:
-    """What is at the place of the module that :func:`install` writes.
+    """State of the module that :func:`install` writes.
 
     Returns:
         ``outdated`` for a module of another version, ``foreign`` for what we did not write.

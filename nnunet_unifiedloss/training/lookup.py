@@ -46,7 +46,7 @@ def trainer_lookup(module: dict[str, Any]) -> Callable[[str], type[LossTrainer]]
 
 @functools.cache
 def _warn_of_typing_error(name: str) -> None:
-    """nnU-Net only says that it has not found a trainer; here we know what comes close."""
+    """Warn with the closest name, because nnU-Net only says that it finds no such trainer."""
     stem = name.partition("_")[0]
     known = [entry.trainer for entry in catalogue()]
     close = difflib.get_close_matches(stem, known, n=1, cutoff=0.9)

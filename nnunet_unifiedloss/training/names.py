@@ -23,7 +23,7 @@ __all__ = ["TrainerName", "TrainerNameError", "parse"]
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?"
 _LIST = re.compile(rf"{_NUMBER}(?:-{_NUMBER})+", re.IGNORECASE)
 _SCHEDULE = re.compile(r"(\d{1,9})(epochs|iters)")
-# nnUNetTrainer's own settings: naming them would be another spelling of leaving them alone
+# nnUNetTrainer's own settings, which a name leaves out so that it has one spelling
 HOST_DEFAULTS = {"learning_rate": 0.01, "epochs": 1000, "iterations": 250}
 FROM_PLANS = "plans"  # a ``spacing`` that the trainer takes from the plans
 _LONGEST_NAME = 200  # file systems allow 255 characters, and plans and configuration follow
@@ -67,7 +67,7 @@ class TrainerName:
             "epochs": f"{self.epochs}epochs",
             "iterations": f"{self.iterations}iters",
         }
-        # a variant may have defaults of its own, so after a base every setting says something
+        # a variant may have other defaults, so no setting is redundant after a base
         unsaid = HOST_DEFAULTS if self.base is None else {}
         parts += [
             part

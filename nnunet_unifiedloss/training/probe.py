@@ -1,4 +1,4 @@
-"""What imports torch or nnU-Net runs in a process of its own.
+"""Checks that import torch or nnU-Net, in a process of their own.
 
 A build that does not fit may kill the interpreter. One process serves all steps, as importing torch
 takes seconds; where a step kills it, the steps after it get a new one.
@@ -22,12 +22,12 @@ DEVICES = ("cuda", "mps", "cpu")
 SECONDS_PER_PROBE = 300
 
 
-Request = Mapping[str, Any]  # which steps, and what they need to know
+Request = Mapping[str, Any]  # the steps and their arguments
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What came of the steps that import torch or nnU-Net: for each a value or an error."""
+    """Result of the steps that import torch or nnU-Net: a value or an error for each."""
 
     values: dict[str, Any]
     errors: dict[str, str]
@@ -71,7 +71,7 @@ def _probe_look_up(_request: Request) -> dict[str, Any]:
 
 
 def _probe_trainers(request: Request) -> dict[str, str]:
-    """Why nnU-Net's look-up does not find trainers."""
+    """Reasons why nnU-Net's look-up does not find trainers."""
     reasons = {name: _why_not_found(name) for name in request["trainers"]}
     return {name: reason for name, reason in reasons.items() if reason}
 
@@ -82,7 +82,7 @@ def _why_not_found(trainer: str) -> str | None:
     try:
         if install.host_look_up(trainer) is not None:
             return None
-    except Exception as error:  # a name of ours that breaks the grammar says what is right
+    except Exception as error:  # the error of a name that breaks our grammar explains the grammar
         text = str(error)
         return text if text.startswith(trainer) else f"{trainer}: no trainer's name ({text})"
     known = [entry.trainer for entry in catalogue()]
@@ -116,7 +116,7 @@ def take_steps(request: Request) -> None:
     for step in request["steps"]:
         try:
             report = {"step": step, "value": _STEPS[step](request)}
-        except Exception as error:  # whatever it is, it is the finding
+        except Exception as error:  # every error is a finding
             text = " ".join(f"{type(error).__name__}: {error}".split())
             report = {"step": step, "error": text[:400]}
         sys.stdout.write("\n" + json.dumps(report) + "\n")
@@ -124,7 +124,7 @@ def take_steps(request: Request) -> None:
 
 
 def probe_environment(device: str | None) -> Probe:
-    """What the doctor asks for; a step that kills or blocks its process becomes an error."""
+    """Run the steps of doctor; one that kills or blocks its process becomes an error."""
     return _take_all(_ENVIRONMENT, device=device)
 
 

@@ -1,4 +1,4 @@
-"""The engine behind the trainers in ``trainers/``: it hands nnU-Net a loss from our catalogue.
+"""The base class of the trainers in ``trainers/``, which gives nnU-Net a loss of our catalogue.
 
 Everything else, deep supervision and its weights included, stays nnU-Net's own.
 """
@@ -84,7 +84,7 @@ class LossTrainer(nnUNetTrainer):
         return self.recorded_loss
 
     def _parameters_from_data(self) -> dict[str, Any]:
-        """What the name leaves to the data: physical spacing, class weights."""
+        """Parameters that the name leaves to the data: physical spacing, class weights."""
         parameters: dict[str, Any] = {}
         if self.loss_parameters.get("spacing") == FROM_PLANS:
             parameters["spacing"] = tuple(self.configuration_manager.spacing)
@@ -172,7 +172,7 @@ class RecordedLoss(nn.Module):
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss of a batch."""
         shape = tuple(logits.shape[2:])
-        # a compiled loss has no use for it, and would be compiled again for every resolution
+        # losses that compile do not use it, and it would recompile them for every resolution
         zoom = None
         if not self._compiled:
             zoom = tuple(f / s for f, s in zip(self._full_resolution, shape, strict=True))

@@ -274,7 +274,7 @@ def test_a_bug_is_not_hidden(monkeypatch):
 
 
 def test_a_reader_that_leaves_early():
-    """As in ``nnunet-unifiedloss list | head -1``."""
+    """The reader of ``nnunet-unifiedloss list | head -1`` closes the pipe."""
     environment = {**os.environ, "PYTHONUNBUFFERED": ""}  # fails when the buffer is written
     process = python("-m", "nnunet_unifiedloss", "path", env=environment)
     process.stdout.close()

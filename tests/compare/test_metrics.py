@@ -139,7 +139,7 @@ def test_both_empty_has_no_value():
     assert all(math.isnan(value) for value in measured.values())
 
 
-def test_one_empty_is_as_bad_as_can_be():
+def test_one_empty_has_the_worst_values():
     empty, full = np.zeros((4, 4), dtype=bool), np.ones((4, 4), dtype=bool)
     missed, alarm = measure(full, empty, (1, 1)), measure(empty, full, (1, 1))
     for measured in (missed, alarm):

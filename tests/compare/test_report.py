@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from nnunet_unifiedloss.cli import main
 from nnunet_unifiedloss.compare import report
 from nnunet_unifiedloss.compare.analysis import ALL_LABELS
 from nnunet_unifiedloss.compare.comparison import Comparison, compare
+from nnunet_unifiedloss.compare.figures import ReportFigure
 from nnunet_unifiedloss.compare.plots import plot_worst_case
 from nnunet_unifiedloss.compare.report import write_report
 from nnunet_unifiedloss.compare.tables import TABLES, as_json
@@ -53,8 +55,19 @@ def comparison(folders) -> Comparison:
     return compare([4], folds=[0, 1])
 
 
+@pytest.fixture
+def undrawn(monkeypatch) -> None:
+    """Files of figures with nothing in them, because drawing takes most of the time."""
+
+    def figures(comparison: Comparison) -> Iterator[ReportFigure]:
+        for name in ["cases", *["curves"][: len(comparison.curves)]]:
+            yield ReportFigure(name, name, "", b"<svg/>", b"png")
+
+    monkeypatch.setattr(report, "report_figures", figures)
+
+
 class Page(HTMLParser):
-    """What a page loads, and whether its tags are closed."""
+    """Sources that a page loads; fails on tags that are not closed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,7 +111,7 @@ def test_the_report_is_complete(comparison, tmp_path):
     assert len(page.sources) == len(names)
 
 
-def test_tables_hold_what_the_comparison_says(comparison, tmp_path):
+def test_tables_hold_what_the_comparison_says(comparison, tmp_path, undrawn):
     folder = write_report(comparison, tmp_path / "report").parent
     cases = pd.read_csv(folder / "cases.csv")
     pd.testing.assert_frame_equal(
@@ -127,7 +140,7 @@ def test_the_better_prediction_is_ranked_first(comparison):
     assert comparison.settings.baseline == "nnUNetTrainer"
 
 
-def test_a_failure_leaves_the_earlier_report(comparison, tmp_path, monkeypatch):
+def test_a_failure_leaves_the_earlier_report(comparison, tmp_path, monkeypatch, undrawn):
     folder = tmp_path / "report"
     write_report(comparison, folder, command="the first")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -141,7 +154,9 @@ def test_a_failure_leaves_the_earlier_report(comparison, tmp_path, monkeypatch):
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_a_failure_at_the_last_moment_puts_everything_back(comparison, tmp_path, monkeypatch):
+def test_a_failure_at_the_last_moment_puts_everything_back(
+    comparison, tmp_path, monkeypatch, undrawn
+):
     folder = tmp_path / "report"
     write_report(comparison, folder, command="the first")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -159,7 +174,7 @@ def test_a_failure_at_the_last_moment_puts_everything_back(comparison, tmp_path,
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_what_is_in_the_way_is_named(comparison, folders, tmp_path, capsys):
+def test_obstacles_are_named(comparison, folders, tmp_path, capsys, undrawn):
     folder = tmp_path / "report"
     (folder / "report.html").mkdir(parents=True)
     (folder / "summary.csv").write_text("earlier")
@@ -181,7 +196,7 @@ def test_data_sets_with_other_labels_of_odd_names(tmp_path, monkeypatch):
     ):
         folder = ResultsFolder(tmp_path, labels, dataset=f"Dataset{number:03d}_Odd")
         folder.add_cases(lesions(6, seed=number))
-        for trainer, steps in TRAINERS.items():
+        for trainer, steps in list(TRAINERS.items())[:2]:
             names = [f"case_{number:03d}" for number in range(6)]
             trainings.append(folder.add_training(trainer, names, shifted(steps)))
     for name, value in folder.environment().items():
@@ -202,7 +217,7 @@ def test_data_sets_with_other_labels_of_odd_names(tmp_path, monkeypatch):
     assert "Over 2 data sets" in text
 
 
-def test_a_new_report_takes_the_place_of_the_old(comparison, tmp_path):
+def test_a_new_report_takes_the_place_of_the_old(comparison, tmp_path, undrawn):
     folder = tmp_path / "report"
     write_report(comparison, folder, command="the first")
     stale = folder / "figures" / "curves.png"
@@ -225,7 +240,7 @@ def test_json_has_every_table(comparison):
         assert len(content[name]) == len(getattr(comparison, name))
 
 
-def test_the_command(folders, tmp_path, capsys):
+def test_the_command(folders, tmp_path, capsys, undrawn):
     folder = tmp_path / "report"
     assert main([*COMMAND.split(), "-o", str(folder)]) == 0
     printed = capsys.readouterr().out
@@ -283,9 +298,10 @@ def test_strict_refuses_to_leave_out_a_case(folders, tmp_path, monkeypatch, caps
 
 
 def test_worst_cases_without_the_raw_images(comparison, monkeypatch):
-    with_image = plot_worst_case(comparison, method="nnUNetTrainer")
+    drawn = [Figure().subplots() for _ in range(2)]
+    with_image = plot_worst_case(comparison, method="nnUNetTrainer", ax=drawn[0])
     monkeypatch.delenv("nnUNet_raw")
-    without = plot_worst_case(comparison, method="nnUNetTrainer")
+    without = plot_worst_case(comparison, method="nnUNetTrainer", ax=drawn[1])
     shown = [[text.get_text() for text in ax.texts] for ax in (with_image, without)]
     assert shown == [["image", "reference", "prediction"], ["reference", "prediction"]]
     scores = comparison.scores("Dataset004_Made", "Dice", ALL_LABELS)["nnUNetTrainer"]

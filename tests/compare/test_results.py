@@ -140,7 +140,7 @@ def test_empty_references_and_predictions(tmp_path, monkeypatch, empty):
     assert math.isnan(missed["Precision"])
 
 
-def test_what_was_measured_is_kept(made, monkeypatch):
+def test_measurements_are_kept(made, monkeypatch):
     trainings = [add(made, "nnUNetTrainer", 1), add(made, "nnUNetTrainerDice", 2)]
     read: list[Path] = []
     real = measurement.read_label_image
@@ -295,12 +295,12 @@ def test_nothing_finished(made):
         ({"tolerance": math.nan}, "tolerance must be a distance"),
     ],
 )
-def test_settings_that_make_no_sense(made, arguments, message):
+def test_invalid_settings(made, arguments, message):
     with pytest.raises(ValueError, match=message):
         collect([add(made, "nnUNetTrainer")], **arguments)
 
 
-def test_fold_all_is_said_to_be_no_estimate(made):
+def test_fold_all_comes_with_a_warning(made):
     results = collect([add(made, "nnUNetTrainer", fold="all")])
     assert "trained on" in results.notes[0]
 

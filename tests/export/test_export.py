@@ -304,7 +304,7 @@ def test_trainers_with_the_signature_of_earlier_nnunets():
     assert stock_trainer(Early) is Early
 
 
-def test_another_trainer_than_the_folder_says_is_told(results):
+def test_a_trainer_that_differs_from_the_folder_is_reported(results):
     folder = write_model(results, folds=(0, 1))
     path = folder / "fold_1" / "checkpoint_final.pth"
     checkpoint = torch.load(path, weights_only=False)
@@ -348,7 +348,7 @@ def test_predictions_that_differ_are_not_exported(results, monkeypatch):
 # --- what goes wrong
 
 
-def test_what_is_not_there_is_named(results):
+def test_missing_models_are_named(results):
     folder = write_model(results, folds=(0, 2))
     with pytest.raises(ValueError, match=r"fold_1: this fold is not trained.*-f 0 2"):
         export(results, folds=("0", "1", "2"))
@@ -367,7 +367,7 @@ def test_what_is_not_there_is_named(results):
 
 
 class Unknown:
-    """What a checkpoint may hold that no other program can load."""
+    """An object in a checkpoint that no other program can load."""
 
 
 def spoil(checkpoint: dict, way: str) -> None:
@@ -433,7 +433,7 @@ def test_the_target_must_be_a_file_in_a_folder(results, tmp_path):
 
 
 @pytest.mark.parametrize("moment", ["checkpoint_final", "predictions of", "checksums"])
-def test_interrupted_it_leaves_what_was_there(results, moment):
+def test_an_interruption_keeps_the_earlier_archive(results, moment):
     write_model(results)
     target = results.parent / "model.zip"
     target.write_text("an earlier archive")
@@ -450,7 +450,7 @@ def test_interrupted_it_leaves_what_was_there(results, moment):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process without telling it")
-def test_told_to_end_it_leaves_what_was_there(results, monkeypatch):
+def test_a_termination_signal_keeps_the_earlier_archive(results, monkeypatch):
     write_model(results)
     target = results.parent / "model.zip"
     command = ["export", "-d", "4", "-c", "2d", "-tr", TRAINER, "-f", "0", "-o", str(target)]
@@ -465,7 +465,7 @@ def test_told_to_end_it_leaves_what_was_there(results, monkeypatch):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a process that can be killed is forked")
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-def test_killed_it_leaves_no_half_archive(results):
+def test_a_killed_export_leaves_no_half_archive(results):
     write_model(results)
     target = results.parent / "model.zip"
     models = select_models(results, DATASET, ["2d"], trainer=TRAINER, folds=["0"])

@@ -21,7 +21,7 @@ def card(results, configuration="2d", folds=("0",), trainer=TRAINER, **options) 
     return model_card(chosen, origins, trainer_in_checkpoints="nnUNetTrainer", **options)
 
 
-def test_what_a_reader_wants_to_know(results):
+def test_the_card_is_complete(results):
     write_model(results, "regions", "3d_fullres")
     text = card(results, "3d_fullres")
     for expected in (
@@ -62,7 +62,7 @@ def test_regions_have_their_names(results):
     assert "| front (1,) | 1 |" in text
 
 
-def test_what_is_unknown_is_said_to_be(results):
+def test_unknown_facts_are_marked(results):
     folder = write_model(results, "ignore", folds=("all",))
     dataset = json.loads((folder / "dataset.json").read_text())
     del dataset["licence"], dataset["numTraining"]
@@ -97,7 +97,7 @@ def test_metrics_are_those_of_all_cases_of_all_folds(results):
     first = np.array([0.5, 0.6, 0.7, 0.8, 0.51, 0.61, 0.71, 0.81])
     assert found["1"]["Dice"].mean == pytest.approx(first.mean())
     assert found["1"]["IoU"].mean == pytest.approx((first / (2 - first)).mean())
-    second = found["2"]["Dice"]  # without the case for which there is no number
+    second = found["2"]["Dice"]  # without the case whose metric is NaN
     assert (second.cases, second.mean) == (6, pytest.approx(0.4))
     means = np.random.default_rng(5).choice(first, (20000, 8)).mean(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])

@@ -10,11 +10,10 @@ import runpy
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import SimpleITK as sitk
 import torch
@@ -29,8 +28,10 @@ from nnunet_unifiedloss.export import (
     verify,
 )
 from nnunet_unifiedloss.export.metadata import consumer_metadata
+from nnunet_unifiedloss.export.network import original_network
 from nnunet_unifiedloss.export.onnx_graph import export_graph
 from nnunet_unifiedloss.export.patches import real_patches
+from nnunet_unifiedloss.training.install import trainers_folder
 from tests.helpers.trained_models import (
     CONFIGURATIONS,
     DATASET,
@@ -41,6 +42,10 @@ from tests.helpers.trained_models import (
     write_model,
 )
 
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
 SCRIPT = Path(__file__).parents[2] / "examples" / "onnx_sliding_window.py"
 
 
@@ -49,8 +54,8 @@ def export(results, configuration="2d", folds=("0",), onnx="ensemble"):
     return export_models(models, results.parent / "model.zip", options=ExportOptions(onnx=onnx))
 
 
-def graphs(result) -> dict[str, bytes]:
-    with zipfile.ZipFile(result.path) as archive:
+def graphs(path: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(path) as archive:
         found = [name for name in archive.namelist() if name.endswith(".onnx")]
         return {Path(name).name: archive.read(name) for name in found}
 
@@ -72,6 +77,29 @@ def logits_of(predictor, batch) -> np.ndarray:
     return np.mean(outputs, axis=0)
 
 
+@pytest.fixture(scope="module")
+def module_results(tmp_path_factory) -> Iterator[Path]:
+    """An empty folder for the results of the models that tests share."""
+    folder = tmp_path_factory.mktemp("shared") / "results"
+    folder.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("nnUNet_results", str(folder))
+        patch.setenv("nnUNet_extTrainer", str(trainers_folder()))
+        patch.delenv("nnUNet_preprocessed", raising=False)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def exported(module_results) -> Path:
+    """The archive of a model of two regions, with unusual plans."""
+    plans = make_plans()
+    chosen = {"spacing": [3.0, 0.5], "normalization_schemes": ["CTNormalization"]}
+    plans["configurations"] = {"2d": configuration(2, **chosen)}
+    plans["transpose_forward"], plans["transpose_backward"] = [1, 0, 2], [1, 0, 2]
+    write_model(module_results, "regions", plans=plans)
+    return export(module_results).path
+
+
 @pytest.mark.parametrize(("name", "kind"), [("2d", "folds"), ("3d_fullres", "ensemble")])
 def test_a_graph_computes_what_torch_does(results, name, kind):
     write_model(results, "regions", name, folds=(0, 1))
@@ -79,7 +107,7 @@ def test_a_graph_computes_what_torch_does(results, name, kind):
     expected = {"checkpoint_final.onnx": (0, 1)}
     if kind == "folds":
         expected = {f"checkpoint_final_fold_{fold}.onnx": (fold,) for fold in (0, 1)}
-    found = graphs(result)
+    found = graphs(result.path)
     assert found.keys() == expected.keys()
     size = CONFIGURATIONS[name]["patch_size"]
     for file, folds in expected.items():
@@ -94,10 +122,9 @@ def test_a_graph_computes_what_torch_does(results, name, kind):
     assert verify(result.path).graph_difference < 1e-4
 
 
-def test_a_graph_that_was_changed_is_refused(results):
-    write_model(results)
-    path = export(results).path
-    with zipfile.ZipFile(path) as archive:
+def test_a_graph_that_was_changed_is_refused(exported, tmp_path):
+    path = tmp_path / "changed.zip"
+    with zipfile.ZipFile(exported) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
     (name,) = [name for name in files if name.endswith(".onnx")]
     (manifest,) = [name for name in files if name.endswith("manifest.json")]
@@ -120,13 +147,8 @@ def test_a_graph_that_was_changed_is_refused(results):
             verify(path)
 
 
-def test_a_graph_says_how_it_is_used_and_not_where_it_was_made(results):
-    plans = make_plans()
-    chosen = {"spacing": [3.0, 0.5], "normalization_schemes": ["CTNormalization"]}
-    plans["configurations"] = {"2d": configuration(2, **chosen)}
-    plans["transpose_forward"], plans["transpose_backward"] = [1, 0, 2], [1, 0, 2]
-    write_model(results, "regions", plans=plans)
-    (content,) = graphs(export(results)).values()
+def test_a_graph_says_how_it_is_used_and_not_where_it_was_made(exported, module_results):
+    (content,) = graphs(exported).values()
     entries = onnx.load_from_string(content).metadata_props
     found = {entry.key: json.loads(entry.value) for entry in entries}
     assert found["labels"] == LABELS["regions"]
@@ -141,7 +163,7 @@ def test_a_graph_says_how_it_is_used_and_not_where_it_was_made(results):
     assert found["resampling"]["image"]["order"] == 3
     assert found["resampling"]["logits"]["order"] == 1
     assert found["patch_size"] == [24, 20]
-    for secret in (b"site-packages", b"nnunet_unifiedloss/", str(results).encode()):
+    for secret in (b"site-packages", b"nnunet_unifiedloss/", str(module_results).encode()):
         assert secret not in content
 
 
@@ -208,46 +230,56 @@ SCENES = {
 }
 
 
-@pytest.fixture(params=SCENES)
-def scene(request, results, tmp_path):
-    """An image, a graph beside it, and nnU-Net's segmentation."""
+@pytest.fixture(scope="module", params=SCENES)
+def scene(request, module_results) -> tuple[Path, np.ndarray]:
+    """The folder of a graph and an image, and nnU-Net's segmentation."""
     scenario, name, settings, spacing = SCENES[request.param]
     plans = make_plans()
     plans["configurations"] = {name: configuration(2 if name == "2d" else 3, **settings)}
     plans["transpose_forward"], plans["transpose_backward"] = [2, 0, 1], [1, 2, 0]
-    write_model(results, scenario, name, plans=plans)
-    (graph,) = graphs(export(results, name)).values()
-    (tmp_path / "model.onnx").write_bytes(graph)
+    results = module_results / request.param.replace(" ", "_")
+    results.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("nnUNet_results", str(results))
+        write_model(results, scenario, name, plans=plans)
+    (model,) = select_models(results, DATASET, [name], trainer=TRAINER, folds=["0"])
+    network, weights = original_network(model.folder, ["0"], "checkpoint_final.pth")
+    network.load_state_dict(weights[0])
+    channels_and_size = (1, *plans["configurations"][name]["patch_size"])
+    metadata = consumer_metadata(model, ["0"], tuple(range(len(channels_and_size) - 1)))
+    (results / "model.onnx").write_bytes(export_graph(network, channels_and_size, metadata))
     array = smooth_image()
     image = sitk.GetImageFromArray(array)
     image.SetSpacing(spacing[::-1])
-    sitk.WriteImage(image, str(tmp_path / "image_0000.nii.gz"))
+    sitk.WriteImage(image, str(results / "image_0000.nii.gz"))
     predictor = loaded(results, configuration=name)
-    return predictor.predict_single_npy_array(array[None], {"spacing": list(spacing)})
+    return results, predictor.predict_single_npy_array(array[None], {"spacing": list(spacing)})
 
 
-def test_the_example_segments_as_nnunet_does(scene, tmp_path):
+def test_the_example_segments_as_nnunet_does(scene):
+    folder, expected = scene
     segment = runpy.run_path(str(SCRIPT))["segment"]
-    found = segment(str(tmp_path / "model.onnx"), [str(tmp_path / "image_0000.nii.gz")])
-    assert found.shape == scene.shape
+    found = segment(str(folder / "model.onnx"), [str(folder / "image_0000.nii.gz")])
+    assert found.shape == expected.shape
     # random weights decide by a hair's breadth, and nnU-Net adds up in half precision
-    assert (found != scene).mean() < 0.005
-    assert 0.01 < (scene > 0).mean() < 0.99
+    assert (found != expected).mean() < 0.005
+    assert 0.01 < (expected > 0).mean() < 0.99
 
 
 @pytest.mark.parametrize("scene", ["slices, regions, mask"], indirect=True)
-def test_the_example_is_a_command_without_torch(scene, tmp_path):
+def test_the_example_is_a_command_without_torch(scene):
+    folder, expected = scene
     command = [sys.executable, "-X", "importtime", str(SCRIPT), "model.onnx", "out.nii.gz"]
     done = subprocess.run(
         [*command, "image_0000.nii.gz"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True,
+        cwd=folder, capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     imported = {line.rpartition("| ")[2].strip() for line in done.stderr.splitlines()}
     assert "onnxruntime" in imported
     assert not imported & {"torch", "nnunetv2", "nnunet_unifiedloss"}
-    image, found = (sitk.ReadImage(str(tmp_path / n)) for n in ("image_0000.nii.gz", "out.nii.gz"))
+    image, found = (sitk.ReadImage(str(folder / n)) for n in ("image_0000.nii.gz", "out.nii.gz"))
     assert found.GetSpacing() == pytest.approx(image.GetSpacing())
-    assert (sitk.GetArrayFromImage(found) != scene).mean() < 0.005
+    assert (sitk.GetArrayFromImage(found) != expected).mean() < 0.005
 
 
 def smooth_image() -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What must hold after the suite: each check returns a line for everything that is wrong."""
+"""Checks after the suite; each returns one line for every problem."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ KEYS_OF_BEST = {
 
 
 def check_training(training: Training, results: Path, splits: Sequence[dict]) -> list[str]:
-    """It is finished, its losses are numbers, every case is validated with probabilities."""
+    """The training is finished, its losses are finite, and every case is validated."""
     folder = training.folder(results)
     name = f"{training.configuration} fold {training.fold}"
     if state(folder) != "finished":
@@ -59,9 +59,9 @@ def check_training(training: Training, results: Path, splits: Sequence[dict]) ->
 
 
 def check_dice(what: str, dice: float | None, above: float | None = None) -> list[str]:
-    """It is a number from 0 to 1, and above what a prediction without any learning reaches."""
+    """Dice must be finite, between 0 and 1, and above that of a constant prediction."""
     if dice is None or not math.isfinite(dice):
-        return [f"{what}: Dice is {dice}, which is no number"]
+        return [f"{what}: Dice is {dice}, not a finite number"]
     if not 0 <= dice <= 1:
         return [f"{what}: Dice is {dice}, which is not between 0 and 1"]
     if above is not None and dice <= above:

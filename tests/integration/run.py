@@ -194,7 +194,7 @@ def look(suite: Suite, dataset: int, *, learns: bool) -> dict[str, Any]:
 
 
 def summary_of(information: dict[str, Any]) -> dict[str, Any]:
-    """What ``inference_information.json`` says, in short."""
+    """A summary of ``inference_information.json``."""
     results, best = information["all_results"], information["best_model_or_ensemble"]
     short = {key: " + ".join(configurations_of(key)) for key in results}
     pairs = [key for key in results if key.startswith("ensemble___")]

@@ -52,10 +52,10 @@ class Suite:
         trainer: Name of the trainer.
         plans: ``nnUNetPlans``, or ``nnUNetSmallPlans`` for a network with few features.
         folds: The folds to train.
-        cases: How many labelled cases to take, those held out included; None for all.
-        test_cases: How many of them are held out.
+        cases: Number of labelled cases, those held out included; None for all.
+        test_cases: Number of cases that are held out.
         device: ``cpu`` or ``cuda``.
-        jobs: How many trainings run at a time.
+        jobs: Number of trainings that run at the same time.
     """
 
     work: Path
@@ -84,7 +84,7 @@ class Suite:
         ]
 
     def predictions(self, dataset: int) -> Path:
-        """Where the predictions of the held-out cases are."""
+        """The folder of the predictions of the held-out cases."""
         return self.work / "predictions" / DATASETS[dataset]
 
     def prepare(self, dataset: int) -> None:
@@ -137,11 +137,11 @@ class Suite:
         self.run("find_best_configuration", name, command)
 
     def information(self, dataset: int) -> Path:
-        """What nnU-Net says about the best configuration."""
+        """nnU-Net's file about the best configuration."""
         return self.workspace.results / DATASETS[dataset] / "inference_information.json"
 
     def has_found_best(self, dataset: int) -> bool:
-        """Whether the best configuration was chosen after the last of the trainings."""
+        """Return True if the best configuration was chosen after the last training."""
         information = self.information(dataset)
         try:
             read_json(information)

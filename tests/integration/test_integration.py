@@ -1,4 +1,4 @@
-"""What the integration suite refuses, with made-up results; and the suite itself, cut down."""
+"""Checks of the integration suite on made-up results, and a small run of the suite itself."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def write_information(results: Path) -> None:
 
 @pytest.fixture
 def work(tmp_path) -> Path:
-    """What a run of data set 998 leaves behind that has nothing wrong with it."""
+    """Files of a flawless run on data set 998."""
     folder = tmp_path / "work"
     raw, preprocessed = folder / "raw" / NAME, folder / "preprocessed" / NAME
     results, predictions = folder / "results" / NAME, folder / "predictions" / NAME
@@ -133,7 +133,7 @@ def check(work: Path, *options: str) -> int:
 
 
 def problems(work: Path, *options: str) -> list[str]:
-    """What a look at what is there finds wrong."""
+    """Problems that a check of the existing files finds."""
     code = check(work, *options)
     (outcome,) = json.loads((work / "result.json").read_text())["datasets"]
     assert code == (1 if outcome["problems"] else 0)
@@ -167,7 +167,7 @@ def test_nothing_is_wrong(work, capsys):
                 fold / "validation" / "summary.json",
                 {"foreground_mean": {"Dice": math.nan}, "metric_per_case": []},
             ),
-            "validation: Dice is nan, which is no number",
+            "validation: Dice is nan, not a finite number",
         ),
     ],
 )

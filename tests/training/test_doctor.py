@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_unifiedloss.training import doctor, install, probe
+from nnunet_unifiedloss.training import doctor, install, machine, probe
 from nnunet_unifiedloss.training.doctor import diagnose
 from nnunet_unifiedloss.training.probe import Probe
 
@@ -36,8 +36,8 @@ def environment(tmp_path, monkeypatch):
     monkeypatch.setattr(install, "module_state", lambda: "current")
     monkeypatch.setattr(doctor.shutil, "which", lambda name: str(tmp_path / "nnUNetv2_train"))
     (tmp_path / "nnUNetv2_train").write_text(f"#!{sys.executable}\n")
-    monkeypatch.setattr(doctor, "SHARED_MEMORY", tmp_path)
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: Usage(64 * 10**9))
+    monkeypatch.setattr(machine, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda folder: Usage(64 * 10**9))
     monkeypatch.setattr(resource, "getrlimit", lambda limit: (65536, 65536))
     monkeypatch.delenv("nnUNet_extTrainer", raising=False)
     monkeypatch.delenv("nnUNet_n_proc_DA", raising=False)
@@ -195,7 +195,7 @@ def test_a_folder_on_a_read_only_file_system(environment, monkeypatch):
 # --- the look-up
 
 
-def test_no_way_leads_to_the_trainers(environment):
+def test_no_trainer_is_found(environment):
     names = FOUND["found"]
     nothing = {"installed": False, "found": [], "missing": names, "clashes": {}}
     environment.values["look-up"] = nothing
@@ -213,7 +213,7 @@ def test_some_trainers_are_not_found(environment):
     ("installed", "ways"),
     [(True, "the installed module and by nnUNet_extTrainer"), (False, "nnUNet_extTrainer")],
 )
-def test_the_way_is_told(environment, monkeypatch, installed, ways):
+def test_the_kind_of_look_up_is_reported(environment, monkeypatch, installed, ways):
     monkeypatch.setenv("nnUNet_extTrainer", str(install.trainers_folder()))
     environment.values["look-up"] = {**HEALTHY["look-up"], "installed": installed}
     details = {finding.check: finding.detail for finding in diagnose()}
@@ -288,7 +288,7 @@ def test_a_gpu_that_the_build_has_no_kernels_for(environment):
 )
 def test_shared_memory(environment, monkeypatch, megabytes, workers, status):
     environment.values["workers"] = workers
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: Usage(megabytes * 10**6))
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda folder: Usage(megabytes * 10**6))
     if status is None:
         assert not problems()
     else:
@@ -322,7 +322,7 @@ def test_open_files_with_a_low_hard_limit(environment, monkeypatch):
     assert 'nnUNet_n_proc_DA="2"' in remedy
 
 
-def test_a_number_of_workers_that_is_none(environment, monkeypatch):
+def test_an_invalid_number_of_workers(environment, monkeypatch):
     monkeypatch.setenv("nnUNet_n_proc_DA", "many")
     fail(environment, "workers", "ValueError: invalid literal for int() with base 10: 'many'")
     assert "nnUNet_n_proc_DA=many" in the_problem("workers", "error").detail

@@ -222,7 +222,7 @@ class nnUNetTrainerUnifiedFocal(nnUNetTrainer):
 """
 
 
-def test_nnunets_own_look_up_finds_us_in_every_way(tmp_path):
+def test_nnunets_own_look_up_finds_our_trainers(tmp_path):
     original = Path(importlib.util.find_spec("nnunetv2").submodule_search_locations[0])
     ignored = shutil.ignore_patterns("__pycache__", MODULE)
     shutil.copytree(original, tmp_path / "site" / "nnunetv2", ignore=ignored)

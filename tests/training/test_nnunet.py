@@ -3,22 +3,54 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
+from importlib import metadata
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from types import SimpleNamespace
 
 import nnunetv2
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 
 from nnunet_unifiedloss.training.catalogue import catalogue
 from tests.helpers.nnunet_workspace import CASES, SCENARIOS, Workspace
 
 MAIN = "nnUNetTrainerUnifiedFocal_delta0.7_NoMirroring_2epochs_10iters"
 QUICK = "nnUNetTrainerUnifiedFocal_2epochs_2iters"
+
+
+class QuickWorkspace(Workspace):
+    """Runs nnU-Net's commands in this process, with threads in place of its processes.
+
+    nnU-Net starts several processes for every command, and each of them imports PyTorch.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, nnUNet_n_proc_DA="0")
+
+    def run(self, *command: str, timeout: float = 0, fails: bool = False) -> str:
+        """Run a command; the message of the error if it is expected to fail."""
+        (script,) = metadata.entry_points(group="console_scripts", name=command[0])
+        context = SimpleNamespace(Pool=ThreadPool)
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in self.environment.items():
+                patch.setenv(name, value)
+            patch.setattr(sys, "argv", list(command))
+            patch.setattr(multiprocessing, "get_context", lambda method=None: context)
+            patch.setattr(torch, "set_num_threads", lambda count: None)
+            if not fails:
+                script.load()()
+                return ""
+            with pytest.raises(Exception) as failure:  # noqa: PT011 (any error that ends a command)
+                script.load()()
+            return str(failure.value)
 
 
 @pytest.fixture(scope="module")
@@ -103,9 +135,10 @@ def predict(
         assert set(np.unique(sitk.GetArrayFromImage(prediction))) <= {0, 1, 2}
 
 
-@pytest.mark.parametrize("scenario", [name for name in SCENARIOS if name != "plain"])
-def test_train_and_validate(workspaces, scenario):
-    workspace = workspaces(scenario, "2d")
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_train_and_validate(test_data, tmp_path, scenario):
+    workspace = QuickWorkspace(tmp_path)
+    workspace.prepare(test_data, scenario, ["2d"])
     workspace.train(QUICK)
     check_validation(workspace, QUICK, "2d")
     log = check_log(workspace, QUICK, "2d")
@@ -113,6 +146,15 @@ def test_train_and_validate(workspaces, scenario):
     assert f"ignore_label={3 if 'ignore' in scenario else None}, batch_dice=True" in log
 
 
+def test_a_bad_name_fails_before_anything_is_written(tmp_path):
+    workspace = QuickWorkspace(tmp_path)
+    name = "nnUNetTrainerUnifiedFocal_gamma0.3_delta0.7"
+    output = workspace.train(name, fails=True)
+    assert "another spelling of nnUNetTrainerUnifiedFocal_delta0.7_gamma0.3" in output
+    assert not list(workspace.results.iterdir())
+
+
+@pytest.mark.slow
 def test_train_interrupt_continue_predict(workspaces, tmp_path):
     workspace = workspaces("plain", "2d")
     workspace.interrupt_training(MAIN)
@@ -122,18 +164,10 @@ def test_train_interrupt_continue_predict(workspaces, tmp_path):
     epochs = [
         line.split()[-1] for line in log.splitlines() if ": Epoch " in line and "time" not in line
     ]
-    assert epochs.count("0") == 1  # what was trained before the interruption was not trained again
+    assert epochs.count("0") == 1  # the epoch before the interruption is not trained again
     assert epochs[-1] == "1"
     assert len(list((workspace.fold(MAIN, "2d") / "validation").glob("*.npz"))) == CASES // 5
     predict(workspace, MAIN, "2d", tmp_path / "predictions")
-
-
-def test_a_bad_name_fails_before_anything_is_written(workspaces):
-    workspace = workspaces("plain", "2d")
-    name = "nnUNetTrainerUnifiedFocal_gamma0.3_delta0.7"
-    output = workspace.train(name, fails=True)
-    assert "another spelling of nnUNetTrainerUnifiedFocal_delta0.7_gamma0.3" in output
-    assert not workspace.fold(name, "2d").exists()
 
 
 def listing(folder: Path) -> set[str]:
@@ -173,7 +207,7 @@ def test_installed_into_nnunet(test_data, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_the_whole_way(workspaces, tmp_path, scenario):
+def test_the_complete_workflow(workspaces, tmp_path, scenario):
     """Train, interrupt, continue, validate again, predict, find the best configuration."""
     workspace = workspaces(scenario, "2d", "3d_fullres")
     for configuration in ("2d", "3d_fullres"):
