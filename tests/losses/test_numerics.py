@@ -62,7 +62,7 @@ MIXED_PRECISION = {
 def assert_finite(name, regions, case, precision, parameters, batch_dice):
     label, logits, target = case
     dtype, context = MIXED_PRECISION[precision]
-    x = logits.to(dtype).requires_grad_()
+    x = logits.detach().to(dtype).requires_grad_()
     loss = getattr(losses, name)(regions=regions, batch_dice=batch_dice, **parameters)
     with context():
         value = loss(x, target)
