@@ -32,9 +32,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train on the phantom and compare."""
-    from rich.console import Console
-
+    from nnunet_unifiedloss._support.terminal import make_console
     from nnunet_unifiedloss.demo.run import run_demo
 
-    run_demo(arguments.folder, epochs=arguments.epochs, device=arguments.device, console=Console())
+    console = make_console()
+    run_demo(arguments.folder, epochs=arguments.epochs, device=arguments.device, console=console)
     return 0

@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from nnunet_unifiedloss.sweep import look_at_all, slurm
+from nnunet_unifiedloss.sweep import look_at_all, read_queue, slurm
 from nnunet_unifiedloss.sweep.attempts import last_attempt
 from nnunet_unifiedloss.sweep.display import Display
-from nnunet_unifiedloss.sweep.queue import read_queue
 from nnunet_unifiedloss.sweep.slurm import SlurmSweep
 from nnunet_unifiedloss.sweep.status import submission
 from tests.helpers import fake_nnunet, slurm_cluster
