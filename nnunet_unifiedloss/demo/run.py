@@ -142,7 +142,7 @@ def _claim_folder(folder: Path) -> Path:
 
 
 def _settings(folder: Path) -> dict[str, str]:
-    """Environment variables that keep two cores busy, and no more."""
+    """Return the environment variables of all commands, which keep two cores busy."""
     return {
         **{name: str(folder / name) for name in FOLDERS},
         install.VARIABLE: str(install.trainers_folder()),

@@ -119,7 +119,7 @@ def _wait(
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(SECONDS_BETWEEN_LOOKS)
         if own.lost:
-            raise JobFailedError("no heartbeat came through, and somebody else has taken over")
+            raise JobFailedError("no heartbeat was written, and another process has taken over")
         if job.shared is None:  # the shared files are written: others may continue
             shared.close()
 

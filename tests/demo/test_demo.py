@@ -53,13 +53,18 @@ def printed(console: Console) -> str:
 # --- arguments
 
 
-def test_baselines_are_nnunets_own_trainers():
-    from nnunetv2.training.nnUNetTrainer.variants.training_length import nnUNetTrainer_Xepochs
-
+def test_baselines_are_sorted_by_epochs():
     baselines = run.baseline_trainers()
     assert baselines[1] == "nnUNetTrainer_1epoch"
     assert baselines[5] == "nnUNetTrainer_5epochs"
     assert list(baselines) == sorted(baselines)
+
+
+@pytest.mark.slow
+def test_baselines_are_nnunets_own_trainers():
+    from nnunetv2.training.nnUNetTrainer.variants.training_length import nnUNetTrainer_Xepochs
+
+    baselines = run.baseline_trainers()
     assert all(hasattr(nnUNetTrainer_Xepochs, name) for name in baselines.values())
 
 
@@ -154,6 +159,7 @@ def fake(tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> Fake
     folder = tmp_path / "demo"
     fake = FakeSweep(folder)
     monkeypatch.setattr(run, "LocalSweep", fake)
+    monkeypatch.setattr(run, "write_report", lambda _, folder, command: folder / "report.html")
     for name in FOLDERS:
         monkeypatch.delenv(name, raising=False)
     folder.mkdir()
@@ -163,13 +169,7 @@ def fake(tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> Fake
 
 
 @pytest.fixture
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the comparison of a demo that only has to train."""
-
-    def write(comparison: object, folder: Path, command: str) -> Path:
-        return folder / "report.html"
-
-    monkeypatch.setattr(run, "write_report", write)
+def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "draw_predictions", lambda *_: None)
 
 
@@ -200,7 +200,7 @@ def test_demo_shows_sweep_and_compare(fake, console):
     assert comparison.methods[0] == OURS
     assert "(3 cases)" in text
 
-    assert "enhancing_tumour" in (folder / "report" / "report.html").read_text()
+    assert f"report: {folder / 'report' / 'report.html'}" in lines
     pixels = imread(folder / "demo.png")
     assert pixels.shape[1] == 1600
     colourful = np.ptp(pixels[..., :3], axis=-1) > 0.1
@@ -208,7 +208,7 @@ def test_demo_shows_sweep_and_compare(fake, console):
     assert [panel.any() for panel in panels] == [False, True, True, True]
 
 
-def test_demo_adds_a_small_configuration_to_the_plans(fake, console, no_report):
+def test_demo_adds_a_small_configuration_to_the_plans(fake, console, no_picture):
     run.run_demo(fake.made.root, console=console)
     path = fake.made.path("nnUNet_preprocessed") / "nnUNetPlans.json"
     plans = json.loads(path.read_text())
@@ -223,7 +223,7 @@ def test_demo_adds_a_small_configuration_to_the_plans(fake, console, no_report):
     assert f"{path}: inherits from 3d_fullres" in printed(console)
 
 
-def test_interrupted_demo_continues_and_a_finished_one_repeats_nothing(fake, console, no_report):
+def test_interrupted_demo_continues_and_a_finished_one_repeats_nothing(fake, console, no_picture):
     fake.stops = OURS
     with pytest.raises(KeyboardInterrupt):
         run.run_demo(fake.made.root, console=console)
@@ -242,7 +242,7 @@ def test_interrupted_demo_continues_and_a_finished_one_repeats_nothing(fake, con
 
 
 @pytest.mark.parametrize("content", [json.dumps(PLANS), '{"configurations": {"3d_'])
-def test_preprocessing_that_was_cut_off_is_repeated(fake, console, no_report, content):
+def test_preprocessing_that_was_cut_off_is_repeated(fake, console, no_picture, content):
     folder = fake.made.path("nnUNet_preprocessed")
     (folder / "nnUNetPlans.json").write_text(content)
     (folder / "dataset_fingerprint.json").write_text("{")

@@ -67,12 +67,17 @@ def test_files_share_one_geometry(dataset):
             assert one.GetOrigin() == other.GetOrigin()
 
 
+@pytest.mark.slow
 def test_nnunet_accepts_the_dataset(dataset, capsys):
     from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
-    from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
     verify_dataset_integrity(str(dataset), num_processes=1)
     assert "Error" not in capsys.readouterr().out
+
+
+def test_nnunet_trains_on_the_regions(dataset):
+    from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
     content = json.loads((dataset / "dataset.json").read_text())
     manager = LabelManager(content["labels"], content["regions_class_order"])
     assert manager.has_regions

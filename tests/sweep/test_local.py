@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shlex
@@ -24,7 +26,7 @@ from nnunet_unifiedloss.sweep.attempts import begin, last_attempt
 from nnunet_unifiedloss.sweep.display import Display
 from nnunet_unifiedloss.sweep.local import LocalSweep
 from nnunet_unifiedloss.sweep.runner import EXIT_BUSY, JobFailedError, carry_out
-from nnunet_unifiedloss.training import install
+from nnunet_unifiedloss.training import install, probe
 from tests.helpers import fake_nnunet
 from tests.helpers.fake_nnunet import DATASET, EPOCHS, FILE, epochs_trained, finish, make_folders
 
@@ -286,8 +288,17 @@ def test_what_was_started_by_hand_is_waited_for(folders, monkeypatch):
 # --- the command
 
 
+def probe_here(request):
+    """Look trainers up in this process: a new one would import torch and nnU-Net again."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        probe.take_steps(request)
+    return output.getvalue(), ""
+
+
 @pytest.fixture
 def command(folders, monkeypatch):
+    monkeypatch.setattr(probe, "_run_child", probe_here)
     monkeypatch.setenv(install.VARIABLE, str(install.trainers_folder()))
     return ["sweep", "-d", "4", "-c", "2d", "-tr", "nnUNetTrainerTversky", "nnUNetTrainer"]
 
@@ -377,7 +388,7 @@ def test_flags_that_make_no_sense(folders, command, capsys, flags, message):
 
 def test_flags_that_are_missing_or_wrong(folders, capsys):
     assert main(["sweep", "-d", "4"]) == 1
-    assert "-c and -tr: only --status can do without" in capsys.readouterr().err
+    assert "-c and -tr: only optional with --status" in capsys.readouterr().err
     for wrong in (["-f", "x"], ["--jobs", "0"]):
         with pytest.raises(SystemExit) as left:
             main(["sweep", "-d", "4", "-c", "2d", "-tr", "A", *wrong])
