@@ -252,6 +252,6 @@ def dice_table(comparison: Comparison, trainers: Sequence[str]) -> str:
     dice = comparison.summary[comparison.summary["metric"] == "Dice"]
     table = dice.pivot(index="label", columns="method", values="mean")
     table = table.loc[[*REGIONS, comparison.main_label], list(trainers)]
-    cases = dice["cases"].max()
-    heading = f"mean Dice of the {cases} validation cases of fold {FOLD}"
-    return f"{heading}\n{table.rename_axis(index=None, columns=None).round(3)}"
+    table = table.rename_axis(index=None, columns=None)
+    heading = f"mean Dice of the {dice['cases'].max()} validation cases of fold {FOLD}"
+    return f"{heading}\n{table.to_string(float_format='{:.3f}'.format)}"

@@ -1,9 +1,9 @@
 """Attempts at a job: their process, log and outcome. A live attempt is the job's lock.
 
-Locks of the operating system would not do, as many clusters' file systems keep ``flock`` on one
-node (NFS with ``nolock``, Lustre with ``localflock``, BeeGFS by default): two nodes would train the
-same fold without an error. Creating a file exclusively (``O_EXCL``) is atomic on all of them, so an
-attempt is a file with the next number. A number is never used again: taking over from a dead
+Locks of the operating system are not enough: on many clusters ``flock`` is valid on one node only
+(NFS with ``nolock``, Lustre with ``localflock``, BeeGFS without global locks), so two nodes would
+train the same fold without an error. Creating a file exclusively (``O_EXCL``) is atomic there too,
+so an attempt is a file with the next number. A number is never used again: taking over from a dead
 process deletes nothing, and a slow contender cannot mistake a new attempt for an old one.
 """
 

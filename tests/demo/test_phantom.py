@@ -84,7 +84,7 @@ def test_nnunet_trains_on_the_regions(dataset):
     assert manager.foreground_regions == [(1, 2, 3), (2, 3), 3]
 
 
-def test_dataset_is_whole_or_absent(tmp_path, monkeypatch):
+def test_an_interrupted_dataset_leaves_nothing(tmp_path, monkeypatch):
     def fail(folder: Path, split: str, number: int) -> None:
         folder.mkdir()
         raise OSError("disk full")
@@ -95,14 +95,14 @@ def test_dataset_is_whole_or_absent(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_dataset_that_is_there_is_left_alone(tmp_path):
+def test_an_existing_dataset_is_not_replaced(tmp_path):
     (tmp_path / phantom.DATASET_NAME).mkdir()
     (tmp_path / phantom.DATASET_NAME / "dataset.json").touch()
     folder = phantom.write_phantom_dataset(tmp_path)
     assert [path.name for path in folder.iterdir()] == ["dataset.json"]
 
 
-def test_dataset_that_is_not_whole_is_an_error(tmp_path):
+def test_an_incomplete_dataset_is_an_error(tmp_path):
     (tmp_path / phantom.DATASET_NAME / "imagesTr").mkdir(parents=True)
     with pytest.raises(FileExistsError, match=r"has lost its dataset.json; remove it"):
         phantom.write_phantom_dataset(tmp_path)

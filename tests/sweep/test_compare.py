@@ -23,7 +23,7 @@ CASES = 4
 
 @pytest.fixture
 def folders(tmp_path, monkeypatch) -> Path:
-    """Data set 4 with two configurations and data set 5 with one, all trained."""
+    """Make data set 4 with two configurations and data set 5 with one, all trained."""
     for number, configurations in ((4, ["2d", "3d_fullres"]), (5, ["2d"])):
         made = ResultsFolder(tmp_path, PLAIN, f"Dataset{number:03d}_Made")
         references = {name: case > 0 for name, case in lesions(CASES).items()}

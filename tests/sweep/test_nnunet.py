@@ -34,7 +34,7 @@ def start(workspace: Workspace, *arguments: str) -> subprocess.Popen:
 
 
 def processes_of(workspace: Workspace) -> list[str]:
-    """nnU-Net's processes in this workspace, its workers included."""
+    """Return nnU-Net's processes in this workspace, workers included."""
     found = []
     for process in psutil.process_iter(["cmdline"]):
         try:
@@ -45,7 +45,7 @@ def processes_of(workspace: Workspace) -> list[str]:
     return found
 
 
-def test_two_trainers_two_folds_killed_in_the_middle(test_data, tmp_path):
+def test_two_trainers_and_two_folds_killed_and_continued(test_data, tmp_path):
     workspace = Workspace(tmp_path)
     workspace.prepare(test_data, "plain", ["2d"])
     shutil.rmtree(workspace.dataset / "nnUNetPlans_2d")  # for the sweep to do
@@ -79,7 +79,7 @@ def test_two_trainers_two_folds_killed_in_the_middle(test_data, tmp_path):
 
 
 def test_a_cascade_from_its_last_stage(test_data, tmp_path):
-    """Asked for one fold of the last stage: preprocessing, the five folds before, two at a time."""
+    """One fold of the last stage needs preprocessing and all folds of the first stage."""
     workspace = Workspace(tmp_path)
     workspace.prepare(test_data, "plain", ["2d"])
     trainer = "nnUNetTrainerUnifiedFocal_1epochs_1iters"

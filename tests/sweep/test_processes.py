@@ -1,4 +1,4 @@
-"""Commands as processes: their output, their errors, and that nothing of them is left."""
+"""Commands: their output, their errors and the end of all their processes."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class Running:
         return [status.error for status in self._statuses]
 
     def number(self, index: int = 0) -> str:
-        """Slurm's number of a job that is training."""
+        """Wait until a job trains, and return its number in Slurm."""
         folder = self.jobs[index].folder
         wait_until(lambda: (folder / "checkpoint_latest.pth").exists())
         return submission(self.jobs[index])
@@ -72,7 +72,7 @@ class Running:
 def wait_until(condition, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it does not come to that"
+        assert time.monotonic() < end, "the condition is not met in time"
         time.sleep(0.1)
 
 
@@ -81,7 +81,7 @@ def tell(*command: str) -> None:
 
 
 def check_continued(job, starts: int = 2) -> None:
-    """Nothing was trained twice but the epoch that was cut off, and the flag was nnU-Net's."""
+    """Check that only an interrupted epoch was trained twice, after nnU-Net's own ``--c``."""
     epochs = epochs_trained(job.folder)
     assert sorted(set(epochs)) == list(range(EPOCHS))
     assert len(epochs) <= EPOCHS + starts - 1
@@ -144,7 +144,7 @@ def test_trainings_wait_for_the_preparation(folders, monkeypatch, fails):
     assert running.jobs[1].folder.exists() != fails
 
 
-def test_a_sweep_that_left_is_taken_up_again(folders, monkeypatch):
+def test_a_second_sweep_takes_over_submitted_jobs(folders, monkeypatch):
     monkeypatch.setenv("FAKE_SECONDS", "2")
     jobs = fake_nnunet.jobs(["A", "B", "C"], ["0"])
     first = SlurmSweep(jobs, SMALL, None, Display(Console()))
