@@ -93,6 +93,11 @@ class Attempt:
         """The output of the command."""
         return self.path.with_suffix(".log")
 
+    @property
+    def successor(self) -> Path:
+        """The file of the next attempt, which exists once another process has taken over."""
+        return _numbered(self.path.parent, _number(self.path) + 1)
+
     def last_heartbeat(self) -> float:
         """Return the time of the owner's last heartbeat, by the file server's clock."""
         return self.path.stat().st_mtime
@@ -155,7 +160,7 @@ class OwnAttempt:
         while not self._left.wait(SECONDS_BETWEEN_HEARTBEATS):
             with contextlib.suppress(OSError):
                 os.utime(self.attempt.path)
-                self.lost = _numbered(self.attempt.path.parent, _number(self.attempt) + 1).exists()
+                self.lost = self.attempt.successor.exists()
 
 
 def begin(folder: Path, job: str) -> OwnAttempt | None:
@@ -172,7 +177,7 @@ def begin(folder: Path, job: str) -> OwnAttempt | None:
     last, now = last_attempt(folder), clock(folder)
     if last is not None and last.is_alive(now):
         return None
-    path = _numbered(folder, 1 if last is None else _number(last) + 1)
+    path = last.successor if last is not None else _numbered(folder, 1)
     owner = Process.of(os.getpid())
     attempt = Attempt(path, job, platform.node(), owner, None, this_slurm_job(), began=now)
     try:
@@ -196,12 +201,11 @@ def alone(folder: Path, job: str) -> Iterator[None]:
 def last_attempt(folder: Path) -> Attempt | None:
     """Return the last attempt at a job, or None if there is none."""
     try:
-        numbers = [int(p.stem.removeprefix("attempt_")) for p in folder.glob("attempt_*.json")]
+        path = max(folder.glob("attempt_*.json"), key=_number, default=None)
     except FileNotFoundError:
         return None
-    if not numbers:
+    if path is None:
         return None
-    path = _numbered(folder, max(numbers))
     try:
         content = read_json(path)
         owner, child, slurm_job = (content.pop(name) for name in ("owner", "child", "slurm_job"))
@@ -253,8 +257,8 @@ def _numbered(folder: Path, number: int) -> Path:
     return folder / f"attempt_{number:03d}.json"
 
 
-def _number(attempt: Attempt) -> int:
-    return int(attempt.path.stem.removeprefix("attempt_"))
+def _number(path: Path) -> int:
+    return int(path.stem.removeprefix("attempt_"))
 
 
 def _as_json(attempt: Attempt) -> str:
