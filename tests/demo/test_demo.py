@@ -37,7 +37,7 @@ PLANS = {
 }
 BASELINE = "nnUNetTrainer_5epochs"
 OURS = "nnUNetTrainerUnifiedFocal_5epochs"
-CASES = ["phantom_000", "phantom_005", "phantom_010"]
+CASES = ["phantom_000", "phantom_001", "phantom_003"]
 
 
 @pytest.fixture

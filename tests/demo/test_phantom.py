@@ -11,8 +11,7 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_unifiedloss.demo import phantom
-
-CASES = phantom.TRAINING_CASES + phantom.TEST_CASES
+from tests.demo.conftest import TEST_CASES, TRAINING_CASES
 
 
 def test_a_case_is_the_same_in_every_run_and_with_any_number_of_threads():
@@ -41,9 +40,10 @@ def read(dataset: Path) -> list[tuple[np.ndarray, np.ndarray]]:
     ]
 
 
-def test_smallest_region_is_rare_and_regions_are_nested(dataset):
+def check_cases(dataset: Path, number: int) -> None:
+    """Check that the smallest region is rare and the regions are nested."""
     cases = read(dataset)
-    assert len(cases) == CASES
+    assert len(cases) == number
     shares = [(labels == phantom.LABELS["enhancing"]).mean() for _, labels in cases]
     assert 0 < np.mean(shares) < 0.005
     regions = list(phantom.REGIONS.values())
@@ -55,8 +55,17 @@ def test_smallest_region_is_rare_and_regions_are_nested(dataset):
         assert core.sum() < (labels > 0).sum() < (image > 0).sum() / 2
 
 
+def test_smallest_region_is_rare_and_regions_are_nested(dataset):
+    check_cases(dataset, TRAINING_CASES + TEST_CASES)
+
+
+@pytest.mark.slow
+def test_all_cases_are_as_the_first(whole_dataset):
+    check_cases(whole_dataset, phantom.TRAINING_CASES + phantom.TEST_CASES)
+
+
 def test_files_share_one_geometry(dataset):
-    for split, number in (("Tr", phantom.TRAINING_CASES), ("Ts", phantom.TEST_CASES)):
+    for split, number in (("Tr", TRAINING_CASES), ("Ts", TEST_CASES)):
         labels = sorted((dataset / f"labels{split}").iterdir())
         assert len(labels) == number
         for path in labels:
@@ -68,10 +77,10 @@ def test_files_share_one_geometry(dataset):
 
 
 @pytest.mark.slow
-def test_nnunet_accepts_the_dataset(dataset, capsys):
+def test_nnunet_accepts_the_dataset(whole_dataset, capsys):
     from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
 
-    verify_dataset_integrity(str(dataset), num_processes=1)
+    verify_dataset_integrity(str(whole_dataset), num_processes=1)
     assert "Error" not in capsys.readouterr().out
 
 

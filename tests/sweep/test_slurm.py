@@ -20,6 +20,7 @@ from nnunet_unifiedloss.sweep.status import submission
 from tests.helpers import fake_nnunet, slurm_cluster
 from tests.helpers.fake_nnunet import DATASET, EPOCHS, FILE, epochs_trained, make_folders
 from tests.helpers.nnunet_workspace import Workspace
+from tests.sweep.test_nnunet import RAISES, add_raising_trainer
 
 pytestmark = pytest.mark.slurm
 SMALL = ["mem=200M", "cpus_per_task=1", "time=10", "signal_delay_s=20"]
@@ -188,8 +189,9 @@ def test_nnunet_itself(cluster, test_data, tmp_path):
     trainers = [
         "nnUNetTrainerUnifiedFocal_3epochs_10iters",
         "nnUNetTrainerTversky_2epochs_2iters",
-        "nnUNetTrainerUnifiedFocal_delta9",  # δ must be at most 1
+        RAISES,
     ]
+    add_raising_trainer(workspace, tmp_path / "raising")
     command = ["sweep", "-d", "4", "-c", "2d", "-f", "0", "1", "-device", "cpu", "-tr", *trainers]
     options = ["--launcher", "slurm", "--slurm", "mem=900M", "cpus_per_task=1", "time=60"]
     sweep = subprocess.Popen(
@@ -209,6 +211,6 @@ def test_nnunet_itself(cluster, test_data, tmp_path):
     output, _ = sweep.communicate(timeout=1800)
     assert sweep.returncode == 1
     assert "4 done, 2 failed" in output
-    assert "ValueError: delta: must be >= 0 and <= 1, got 9" in output
+    assert "ArithmeticError: this trainer raises" in output
     assert epochs_trained(folder) in ([0, 1, 2], [0, 1, 1, 2])
     assert last_attempt(records).log.read_text().splitlines()[0].endswith("--c")
