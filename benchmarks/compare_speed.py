@@ -1,4 +1,4 @@
-"""How long `compare` takes on many large cases, and how much memory its processes need.
+"""Time and memory of `compare` on many large cases.
 
 Writes phantom results of 200 cases x 6 trainers of 128 x 128 x 128 voxels into a folder, then runs
 the command twice: the first run measures, the second reads what was measured.

@@ -1,4 +1,4 @@
-"""How long it takes to plan 1,000 jobs and to look at 1,000 results folders, as commands.
+"""Time to plan 1,000 jobs and to read 1,000 results folders, as commands.
 
 The folders are like those of a real comparison: 8 trainers × 25 data sets × 5 folds; two thirds are
 done, with summaries of 250 cases of 3 regions, the rest are running, with logs of 500 epochs.

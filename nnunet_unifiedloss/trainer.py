@@ -1,4 +1,4 @@
-"""What a module of trainers imports: the trainer to derive from, and the look-up of names."""
+"""The trainer to derive from, and the look-up of names, for modules of trainers."""
 
 from nnunet_unifiedloss.training.lookup import trainer_lookup
 from nnunet_unifiedloss.training.trainer import LossTrainer

@@ -120,7 +120,7 @@ def section(entry: TrainerEntry, measured: dict[str, dict[str, float]]) -> str:
     text = re.split(r"^(?:Args|Example):$", body, maxsplit=1, flags=re.MULTILINE)[0]
     lines = [f"### {entry.loss}", summary, markdown(text)]
     if entry.parameters:
-        meaning = fields(block(docstring, "Args"))
+        meaning = meanings(SegmentationLoss.registry[entry.loss])
         rows = [(n, default_of(value), meaning[n]) for n, value in entry.parameters.items()]
         lines.append(table("parameter", rows))
     lines.append(f"```pycon\n{block(docstring, 'Example')}\n```")
@@ -128,6 +128,16 @@ def section(entry: TrainerEntry, measured: dict[str, dict[str, float]]) -> str:
     lines.append(wrapped(cost(entry, measured)))
     lines.append(wrapped(f"Reference: {block(docstring, 'References')}"))
     return "\n\n".join(line for line in lines if line) + "\n"
+
+
+def meanings(loss: type[SegmentationLoss]) -> dict[str, str]:
+    """The meaning of each parameter, from the class or the nearest base class that documents it."""
+    found: dict[str, str] = {}
+    for base in reversed(loss.__mro__[: loss.__mro__.index(SegmentationLoss)]):
+        docstring = inspect.cleandoc(base.__doc__ or "")
+        if re.search(r"^Args:$", docstring, flags=re.MULTILINE):
+            found |= fields(block(docstring, "Args"))
+    return found
 
 
 def cost(entry: TrainerEntry, measured: dict[str, dict[str, float]]) -> str:

@@ -1,4 +1,4 @@
-"""Writing files so that nobody ever finds half of one."""
+"""Writing files atomically."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside a file; what is there when the block ends becomes the file.
+    """Yield a temporary path beside a file, which replaces the file when the block ends.
 
-    Where the block raises, the temporary file is removed and the file is as it was before.
+    If the block raises, the temporary file is removed and the file stays as it was.
 
     Args:
         path: The file to write.
 
     Yields:
-        The temporary name, in the same folder, so that the renaming is one step.
+        The temporary path, in the same folder, so that renaming it is atomic.
 
     Raises:
         OSError: The folder cannot be written to.

@@ -1,4 +1,4 @@
-"""Running nnU-Net's commands: output in a log file, clean ends, what went wrong."""
+"""Running nnU-Net's commands: log files, clean termination, error messages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SECONDS_TO_STOP = 10.0
 
 
 def console_script(name: str) -> str:
-    """Full path of a command: the one of the running Python before any on the PATH."""
+    """Return the full path of a command: beside the running Python, otherwise on the PATH."""
     scripts = sysconfig.get_path("scripts")
     path = shutil.which(name, path=os.pathsep.join((scripts, os.environ.get("PATH", ""))))
     if path is None:
@@ -41,19 +41,18 @@ def console_script(name: str) -> str:
 def running(
     arguments: list[str], environment: dict[str, str], output: int, *, shielded: bool = False
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Start the command; on leaving, nothing of it is left.
+    """Start a command; leaving the context ends it and all of its processes.
 
-    Its output goes straight to the log file: workers of nnU-Net that outlive it would hold a pipe
-    open, and this process would wait for them.
+    The output goes straight to the log file: workers of nnU-Net that outlive the command would hold
+    a pipe open, and this process would wait for them.
 
     Args:
         arguments: The command.
         environment: Its environment variables.
         output: Descriptor of the log file.
-        shielded: Slurm sends its signals to all processes of a job: the command is to ignore the
-            one that submitit asks for before the time is over, and this process, whose handlers
-            stay as they are, decides what to do. SIGTERM cannot be ignored, as nnU-Net ends its
-            workers with it.
+        shielded: True on a Slurm node, where signals go to all processes of a job: the command
+            ignores the one that announces the time limit, which submitit handles in this process.
+            It cannot ignore SIGTERM, because nnU-Net ends its workers with it.
     """
     if shielded:
         arguments = ["sh", "-c", "trap '' USR2; exec \"$@\"", "sh", *arguments]
@@ -73,13 +72,13 @@ def running(
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End the process and all that it started, gently first, unless it has ended well."""
+    """End the process and all that it started, first by SIGTERM, unless it has succeeded."""
     if process.poll() == 0:
         return
     if sys.platform == "win32":
         process.kill()
     else:
-        # The group may be gone already, which macOS reports as a lack of permission.
+        # the group may have ended already, which macOS reports as a lack of permission
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGTERM)
             try:
@@ -92,9 +91,9 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 @contextlib.contextmanager
 def termination_as_exception() -> Iterator[None]:
-    """Turn a signal to end into an exception, so that the command is not left running alone.
+    """Turn SIGTERM and SIGHUP into SystemExit, so that no command is left running.
 
-    What is ignored stays ignored: that is how ``nohup`` works.
+    Ignored signals stay ignored, as ``nohup`` needs.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -114,7 +113,7 @@ def termination_as_exception() -> Iterator[None]:
 
 
 def ending(status: int) -> str:
-    """How a command ended that did not succeed.
+    """Describe the exit status of a command that failed.
 
     Example:
         >>> ending(3), ending(-9)
@@ -129,9 +128,9 @@ def ending(status: int) -> str:
 
 
 def first_error(output: str) -> str | None:
-    r"""The first exception that a command printed, in one line.
+    r"""Return the first exception in the output of a command, in one line.
 
-    What nnU-Net's workers say after it died fills the end of the output, so the end is not all.
+    The end of the output may be full of messages from nnU-Net's workers that follow from it.
 
     Example:
         >>> first_error("Traceback (most recent call last):\n  File ...\nKeyError: 'a'\nmore")

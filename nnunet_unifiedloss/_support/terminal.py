@@ -1,4 +1,4 @@
-"""The user's terminal: a console for it, and what fits on it."""
+"""The user's terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ UNLIMITED_WIDTH = 1000
 
 
 def make_console() -> Console:
-    """A console for stdout, as wide as need be where no terminal sets its width."""
+    """Return a console for stdout, which never folds lines if stdout is not a terminal."""
     from rich.console import Console
 
     console = Console(highlight=False, markup=False, emoji=False)
@@ -22,7 +22,7 @@ def make_console() -> Console:
 
 
 def fits(console: Console, table: Table) -> bool:
-    """Whether the console is wide enough to show the table without cutting names into pieces."""
+    """Return True if the console shows the table without breaking names."""
     from rich.measure import Measurement
 
     unlimited = console.options.update(max_width=UNLIMITED_WIDTH)

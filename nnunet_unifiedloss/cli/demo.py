@@ -10,7 +10,7 @@ from nnunet_unifiedloss.training.probe import DEVICES
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    """The flags of the command."""
+    """Add the flags of the command."""
     command.add_argument(
         "-o",
         metavar="DIR",
@@ -24,7 +24,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="N",
         type=positive,
         default=5,
-        help="length of the trainings, one that nnU-Net's own trainer comes with: "
+        help="length of the trainings, one of nnU-Net's own shorter trainers: "
         "1, 5, 10, 20, 50, 100, … (default: %(default)s)",
     )
     command.add_argument("-device", choices=DEVICES, default="cpu", help="(default: %(default)s)")
@@ -32,9 +32,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train on the phantom and compare."""
-    from rich.console import Console
-
+    from nnunet_unifiedloss._support.terminal import make_console
     from nnunet_unifiedloss.demo.run import run_demo
 
-    run_demo(arguments.folder, epochs=arguments.epochs, device=arguments.device, console=Console())
+    console = make_console()
+    run_demo(arguments.folder, epochs=arguments.epochs, device=arguments.device, console=console)
     return 0

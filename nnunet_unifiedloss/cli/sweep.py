@@ -16,13 +16,11 @@ from nnunet_unifiedloss.results.trainings import DEFAULT_FOLDS, DEFAULT_PLANS
 from nnunet_unifiedloss.training.probe import DEVICES
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from nnunet_unifiedloss.sweep import Job, Status
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    """The flags of the command: nnU-Net's own, and those of the launchers."""
+    """Add nnU-Net's own flags and those of the launchers."""
 
     def several(flag: str, text: str, metavar: str, **options: object) -> None:
         command.add_argument(flag, nargs="+", metavar=metavar, help=text, **options)  # type: ignore[arg-type]
@@ -37,22 +35,28 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--npz", action="store_true", help="keep probabilities, for ensembles")
     command.add_argument("--launcher", choices=("local", "slurm"), default="local")
     several("--gpus", "GPUs of this computer, one job on each; 0,1 2,3 for -num_gpus 2", "GPU")
-    command.add_argument("--jobs", type=positive, metavar="N", help="how many jobs run at a time")
+    command.add_argument(
+        "--jobs", type=positive, metavar="N", help="number of jobs that run at a time"
+    )
     several(
-        "--slurm", "sbatch's options: partition=gpu time=24:00:00 mem=32G gres=gpu:1", "KEY=VALUE"
+        "--slurm", "options of sbatch: partition=gpu time=24:00:00 mem=32G gres=gpu:1", "KEY=VALUE"
     )
     command.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
-    command.add_argument("--status", action="store_true", help="print how far each training is")
+    command.add_argument(
+        "--status", action="store_true", help="print the progress of each training"
+    )
     command.add_argument("--json", action="store_true", help="print the status as JSON")
-    command.add_argument("--compare", action="store_true", help="run compare when all is done")
+    command.add_argument(
+        "--compare", action="store_true", help="run compare when all jobs are done"
+    )
     command.add_argument("-o", metavar="DIR", default="report", help="folder of compare's report")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the sweep, or show what it would do or has done.
+    """Run the sweep, or show its commands or its status.
 
     Returns:
-        0 if all is done, 1 if something has failed.
+        0 if all jobs are done, 1 if some are not.
     """
     check_arguments(arguments)
     jobs = _jobs(arguments)
@@ -65,12 +69,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:
-    """Refuse flags that do not go together with a ValueError."""
+    """Raise a ValueError for flags that do not go together."""
     local, cuda = arguments.launcher == "local", arguments.device in (None, "cuda")
     together = arguments.num_gpus or 1
     refusals = {
         "--json: is for --status; remedy: add --status": arguments.json and not arguments.status,
-        "-c and -tr: only --status can do without; remedy: name configurations and trainers": not (
+        "-c and -tr: only optional with --status; remedy: name configurations and trainers": not (
             arguments.status or (arguments.c and arguments.tr)
         ),
         "--slurm: is for --launcher slurm; remedy: add it": arguments.slurm and local,
@@ -94,7 +98,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
 
 
 def _jobs(arguments: argparse.Namespace) -> list[Job]:
-    """The matrix; for the status without one, what there is."""
+    """Return the jobs of the matrix; ``--status`` without one finds the trainings on disk."""
     from nnunet_unifiedloss.results.trainings import dataset_name, find_trainings, nnunet_folder
     from nnunet_unifiedloss.sweep import TrainingJob, plan_jobs
 
@@ -121,7 +125,7 @@ def _jobs(arguments: argparse.Namespace) -> list[Job]:
 
 
 def _check_trainers(trainers: Sequence[str], jobs: Sequence[Job]) -> None:
-    """Refuse names that nnU-Net does not find: rather now than fold by fold."""
+    """Refuse names that nnU-Net does not find, before each fold fails by itself."""
     from nnunet_unifiedloss.training.install import check_found
     from nnunet_unifiedloss.training.probe import check_trainers
 
@@ -131,7 +135,7 @@ def _check_trainers(trainers: Sequence[str], jobs: Sequence[Job]) -> None:
 
 
 def _training_flags(arguments: argparse.Namespace) -> list[str]:
-    """The flags that are nnUNetv2_train's own."""
+    """Return the flags that are passed on to nnUNetv2_train."""
     flags = ["-device", arguments.device] if arguments.device else []
     flags += ["-num_gpus", str(arguments.num_gpus)] if arguments.num_gpus else []
     return [*flags, "--npz"] if arguments.npz else flags
@@ -139,21 +143,20 @@ def _training_flags(arguments: argparse.Namespace) -> list[str]:
 
 def _show_status(arguments: argparse.Namespace, jobs: Sequence[Job]) -> int:
     from nnunet_unifiedloss._support.terminal import make_console
-    from nnunet_unifiedloss.sweep import look_at_all
-    from nnunet_unifiedloss.sweep.queue import read_queue
+    from nnunet_unifiedloss.sweep import look_at_all, read_queue
+    from nnunet_unifiedloss.sweep.display import Display
     from nnunet_unifiedloss.sweep.tables import as_json
 
     statuses = look_at_all(jobs, read_queue())
     if arguments.json:
         print(json.dumps(as_json(statuses), indent=2))
     else:
-        _print_result(make_console(), statuses)
+        Display(make_console()).results(statuses)
     return 0
 
 
 def _show_commands(jobs: Sequence[Job]) -> int:
-    from nnunet_unifiedloss.sweep import look_at_all
-    from nnunet_unifiedloss.sweep.queue import read_queue
+    from nnunet_unifiedloss.sweep import look_at_all, read_queue
     from nnunet_unifiedloss.sweep.tables import counts
 
     statuses = look_at_all(jobs, read_queue())
@@ -168,12 +171,11 @@ def _launch(arguments: argparse.Namespace, jobs: Sequence[Job]) -> int:
     from nnunet_unifiedloss._support.terminal import make_console
     from nnunet_unifiedloss.sweep.display import Display
 
-    if arguments.compare:  # rather now than after days of training
+    if arguments.compare:  # before days of training
         from nnunet_unifiedloss.compare.report import check_report_folder
 
         check_report_folder(Path(arguments.o))
-    console = make_console()
-    display = Display(console)
+    display = Display(make_console())
     if arguments.launcher == "slurm":
         from nnunet_unifiedloss.sweep.slurm import SlurmSweep
 
@@ -184,15 +186,15 @@ def _launch(arguments: argparse.Namespace, jobs: Sequence[Job]) -> int:
         gpus = arguments.gpus or []
         parallel = arguments.jobs or max(1, len(gpus))
         statuses = LocalSweep(jobs, gpus, parallel, display).run()
-    _print_result(console, statuses)
+    display.results(statuses)
     if any(status.state not in ("done", "unplanned") for status in statuses):
-        console.print("not all is done; the same command goes on from here", soft_wrap=True)
+        print("some jobs are not done; the same command continues from here", flush=True)
         return 1
     return _compare(arguments, statuses)
 
 
 def _compare(arguments: argparse.Namespace, statuses: Sequence[Status]) -> int:
-    """Print the commands that compare the trainers, and run them if that was asked for."""
+    """Print the commands that compare the trainers, and run them with ``--compare``."""
     commands = _comparisons(arguments, statuses)
     for command in commands:
         print(shlex.join(["nnunet-unifiedloss", *command]), flush=True)
@@ -204,7 +206,7 @@ def _compare(arguments: argparse.Namespace, statuses: Sequence[Status]) -> int:
 
 
 def _comparisons(arguments: argparse.Namespace, statuses: Sequence[Status]) -> list[list[str]]:
-    """One comparison of the trainers for each configuration, on the data sets that have it."""
+    """Return one ``compare`` for each configuration, on the data sets that have it."""
     from nnunet_unifiedloss.sweep import TrainingJob
 
     datasets: dict[tuple[str, str], dict[str, None]] = {}
@@ -221,12 +223,3 @@ def _comparisons(arguments: argparse.Namespace, statuses: Sequence[Status]) -> l
         command += [] if plans == DEFAULT_PLANS else ["-p", plans]
         commands.append([*command, "-f", *folds, "-o", str(folder)])
     return commands
-
-
-def _print_result(console: Console, statuses: Sequence[Status]) -> None:
-    from nnunet_unifiedloss.sweep.tables import counts, matrix_table, remarks
-
-    console.print(matrix_table(statuses, console))
-    for line in remarks(statuses):
-        console.print(line, soft_wrap=True)
-    console.print(counts(statuses))

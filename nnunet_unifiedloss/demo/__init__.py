@@ -1,1 +1,1 @@
-"""The guided run: a phantom data set, nnU-Net's own commands on it, and what came of them."""
+"""The demo: ``sweep`` and ``compare`` on a synthetic data set."""

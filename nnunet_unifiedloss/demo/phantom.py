@@ -1,35 +1,21 @@
 """A synthetic brain tumour data set in nnU-Net's raw format, small enough to train on a CPU.
 
 The phantom looks like a skull-stripped, contrast-enhanced T1 image with a glioma as in BraTS: edema
-around a core, the core partly rimmed by enhancing tumour. What makes the real task hard is there in
-small: the enhancing rim is a few voxels thick and a fraction of a percent of the volume, vessels
-are as bright as it, cortex is as dark as edema, and bias field, noise and partial volume blur all.
+around a core that is partly rimmed by enhancing tumour. It has the difficulties of the real task:
+the enhancing rim is a few voxels thick and a fraction of a percent of the volume, vessels are as
+bright as the rim, cortex is as dark as edema, and there are a bias field, noise and partial volume.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
-
-__all__ = [
-    "DATASET_ID",
-    "DATASET_NAME",
-    "FILE_ENDING",
-    "LABELS",
-    "REGIONS",
-    "PhantomCase",
-    "phantom_case",
-    "read_array",
-    "read_cases",
-    "write_phantom_dataset",
-]
 
 DATASET_ID = 900
 DATASET_NAME = f"Dataset{DATASET_ID}_UnifiedLossPhantom"
@@ -45,37 +31,23 @@ REGIONS: dict[str, tuple[int, ...]] = {
 TRAINING_CASES = 15
 TEST_CASES = 4
 
-# All arrays are indexed (z, y, x), as SimpleITK's are; voxels are 1 mm wide.
+# all arrays are indexed (z, y, x), as in SimpleITK; voxels are 1 mm wide
 SHAPE = (36, 52, 44)
 BRAIN_SEMI_AXES = (15.0, 21.0, 17.5)
 SCANNER_UNITS = 300.0
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
+ImageArray = npt.NDArray[np.int16]
+LabelArray = npt.NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
-class PhantomCase:
-    """One synthetic patient: the image (int16) and its label map (uint8), indexed (z, y, x)."""
-
-    image: npt.NDArray[np.int16]
-    labels: npt.NDArray[np.uint8]
-
-
-def phantom_case(number: int) -> PhantomCase:
-    """Synthesise case `number`; the same number gives the same arrays in every run.
+def phantom_case(number: int) -> tuple[ImageArray, LabelArray]:
+    """Synthesise the image and the label map of a case, the same in every run.
 
     Args:
-        number: number of the case, 0 or above; seeds everything that is random about it.
-
-    Returns:
-        The image and its label map.
-
-    Raises:
-        ValueError: if `number` is negative.
+        number: Number of the case, which seeds all of its random values.
     """
-    if number < 0:
-        raise ValueError(f"number must be 0 or above, but is {number}")
     rng = np.random.default_rng((DATASET_ID, number))
     centre = (np.array(SHAPE) - 1) / 2 + rng.uniform(-1, 1, 3)
     axes = np.array(BRAIN_SEMI_AXES) * rng.uniform(0.93, 1.03, 3)
@@ -83,11 +55,11 @@ def phantom_case(number: int) -> PhantomCase:
     brain = depth < 1
     labels = _tumour(rng, brain, centre, axes)
     image = _acquire(rng, _tissue(rng, depth, centre, axes, labels), brain)
-    return PhantomCase(image, labels)
+    return image, labels
 
 
 def _distance(centre: FloatArray, axes: FloatArray | float) -> FloatArray:
-    """Distance of every voxel from `centre` in units of the ellipsoid's semi-axes."""
+    """Return the distance of every voxel from the centre, in units of the semi-axes."""
     grid = np.stack(np.meshgrid(*map(np.arange, SHAPE), indexing="ij"), axis=-1)
     distance: FloatArray = np.sqrt((((grid - centre) / axes) ** 2).sum(axis=-1))
     return distance
@@ -101,7 +73,7 @@ def _smooth(array: FloatArray, sigma: float) -> FloatArray:
 
 
 def _smooth_noise(rng: np.random.Generator, sigma: float) -> FloatArray:
-    """Gaussian random field of zero mean and unit deviation, correlated over `sigma` voxels."""
+    """Return a Gaussian random field of zero mean and unit variance, smoothed by ``sigma``."""
     field = _smooth(rng.standard_normal(SHAPE), sigma)
     normalised: FloatArray = (field - field.mean()) / field.std()
     return normalised
@@ -109,8 +81,8 @@ def _smooth_noise(rng: np.random.Generator, sigma: float) -> FloatArray:
 
 def _tumour(
     rng: np.random.Generator, brain: BoolArray, centre: FloatArray, axes: FloatArray
-) -> npt.NDArray[np.uint8]:
-    """Label map of a tumour with irregular outlines, somewhere in the brain's inner half."""
+) -> LabelArray:
+    """Return the label map of a tumour with irregular outlines in the inner half of the brain."""
     direction = rng.standard_normal(3)
     direction /= np.linalg.norm(direction)
     tumour_centre = centre + direction * axes * rng.uniform(0.3, 0.5)
@@ -121,7 +93,7 @@ def _tumour(
     elongation = rng.uniform(0.85, 1.15, 3)
     whole_distance = _distance(tumour_centre, elongation) + 1.0 * _smooth_noise(rng, 2.5)
     core_distance = _distance(core_centre, elongation) + 0.7 * _smooth_noise(rng, 2.0)
-    # The rim's thickness varies down to nothing, so that it is broken as real ones are.
+    # in places the thickness falls to zero, so the rim has gaps as real ones do
     rim = rng.uniform(1.0, 1.6) + 0.9 * _smooth_noise(rng, 3.0)
 
     whole = brain & (whole_distance < radius)
@@ -139,9 +111,9 @@ def _tissue(
     depth: FloatArray,
     centre: FloatArray,
     axes: FloatArray,
-    labels: npt.NDArray[np.uint8],
+    labels: LabelArray,
 ) -> FloatArray:
-    """Noise-free intensities, white matter being 1; tissues vary a little from case to case."""
+    """Return noise-free intensities relative to white matter; they vary from case to case."""
 
     def shade(mean: float) -> float:
         return float(mean + rng.normal(0, 0.03))
@@ -151,7 +123,7 @@ def _tissue(
     for side in (-1, 1):
         ventricle = centre + np.array([0.05, 0.0, 0.2 * side]) * axes
         tissue[_distance(ventricle, np.array([2.5, 8.0, 2.0])) < 1] = shade(0.35)
-    for _ in range(6):  # vessels, which take up contrast agent as enhancing tumour does
+    for _ in range(6):  # vessels, bright because of the contrast agent
         position = centre + rng.uniform(-0.65, 0.65, 3) * axes
         tissue[_distance(position, rng.uniform(0.8, 3.0, 3)) < 1] = shade(1.4)
     tissue[labels == LABELS["edema"]] = shade(0.75)
@@ -161,31 +133,29 @@ def _tissue(
     return tissue
 
 
-def _acquire(
-    rng: np.random.Generator, tissue: FloatArray, brain: BoolArray
-) -> npt.NDArray[np.int16]:
-    """Partial volume, texture, bias field and noise, in this order; zero outside of the brain."""
+def _acquire(rng: np.random.Generator, tissue: FloatArray, brain: BoolArray) -> ImageArray:
+    """Add partial volume, texture, bias field and noise; voxels outside of the brain are zero."""
     image = _smooth(tissue, 0.7) * (1 + 0.05 * _smooth_noise(rng, 1.5))
     image *= np.exp(0.12 * _smooth_noise(rng, 12.0))
     image += 0.06 * rng.standard_normal(SHAPE)
-    # nnU-Net takes voxels that are exactly 0 as outside, hence at least 1 inside.
+    # nnU-Net treats voxels that are exactly 0 as background, so the brain is at least 1
     scaled = np.maximum(np.rint(image * SCANNER_UNITS), 1) * brain
     return scaled.astype(np.int16)
 
 
 def write_phantom_dataset(raw_folder: Path) -> Path:
-    """Write the data set into nnU-Net's raw folder, unless it is there already.
+    """Write the data set into nnU-Net's raw folder, unless it already exists.
 
-    It is written under another name and renamed at the end, so that it is whole or absent.
+    It is written under another name and renamed at the end, so it is never incomplete.
 
     Args:
-        raw_folder: the folder that `nnUNet_raw` points to; created if need be.
+        raw_folder: The folder that ``nnUNet_raw`` names; it is created if it does not exist.
 
     Returns:
         The data set's folder.
 
     Raises:
-        FileExistsError: There is such a folder, but it is not whole.
+        FileExistsError: The folder exists, but has no ``dataset.json``.
     """
     folder = raw_folder / DATASET_NAME
     if (folder / "dataset.json").exists():
@@ -205,9 +175,9 @@ def write_phantom_dataset(raw_folder: Path) -> Path:
 
 
 def _write_case(folder: Path, split: str, number: int) -> None:
-    case = phantom_case(number)
+    image, labels = phantom_case(number)
     name = f"phantom_{number:03d}"
-    for subfolder, array, suffix in (("images", case.image, "_0000"), ("labels", case.labels, "")):
+    for subfolder, array, suffix in (("images", image, "_0000"), ("labels", labels, "")):
         target = folder / f"{subfolder}{split}"
         target.mkdir(parents=True, exist_ok=True)
         sitk.WriteImage(
@@ -227,17 +197,6 @@ def _dataset_json() -> dict[str, object]:
         "regions_class_order": [1, 2, 3],
         "numTraining": TRAINING_CASES,
         "file_ending": FILE_ENDING,
-    }
-
-
-def read_cases(folder: Path, split: str) -> dict[str, PhantomCase]:
-    """Read the cases of a split (`Tr` or `Ts`) of the data set, by the name of the label file."""
-    return {
-        path.name: PhantomCase(
-            read_array(folder / f"images{split}" / path.name.replace(".", "_0000.", 1)),
-            read_array(path),
-        )
-        for path in sorted((folder / f"labels{split}").glob(f"*{FILE_ENDING}"))
     }
 
 

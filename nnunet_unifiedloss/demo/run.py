@@ -1,132 +1,113 @@
-"""The guided run: nnU-Net's own commands on a phantom, with its own trainer and with ours."""
+"""The demo: a phantom data set, two trainers through ``sweep``, the result through ``compare``."""
 
 from __future__ import annotations
 
-import importlib.util
+import contextlib
 import json
+import os
 import re
 import shlex
+import shutil
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import pandas as pd
-import torch
 from rich.console import Console
 
-from nnunet_unifiedloss.demo.commands import run_command, say
-from nnunet_unifiedloss.demo.phantom import (
-    DATASET_NAME,
-    read_array,
-    read_cases,
-    write_phantom_dataset,
-)
-from nnunet_unifiedloss.demo.result import as_rich_table, dice_table, draw_predictions
-from nnunet_unifiedloss.demo.steps import (
-    Step,
-    plan_step,
-    prediction_folder,
-    prediction_step,
-    training_step,
-)
+from nnunet_unifiedloss._support.files import write_atomically
+from nnunet_unifiedloss.compare.comparison import Comparison, compare
+from nnunet_unifiedloss.compare.report import write_report
+from nnunet_unifiedloss.compare.verdict import verdict
+from nnunet_unifiedloss.demo.phantom import DATASET_ID, DATASET_NAME, REGIONS, write_phantom_dataset
+from nnunet_unifiedloss.demo.picture import draw_predictions
+from nnunet_unifiedloss.results.plans import nnunet_source
+from nnunet_unifiedloss.results.trainings import DEFAULT_PLANS, FOLDERS, Training, read_json
+from nnunet_unifiedloss.sweep import Job, Preparation, Status, plan_jobs
+from nnunet_unifiedloss.sweep.display import Display
+from nnunet_unifiedloss.sweep.jobs import plans_of
+from nnunet_unifiedloss.sweep.local import LocalSweep
+from nnunet_unifiedloss.sweep.tables import remarks
 from nnunet_unifiedloss.training import install
-from nnunet_unifiedloss.training.probe import DEVICES
 
-__all__ = ["DemoResult", "baseline_trainers", "run_demo"]
-
+CONFIGURATION = "3d_demo"
+FOLD = "0"
 MARKER = "unifiedloss_demo.json"
-# Raised when phantom or configuration change: results of both must not meet in one folder.
+# The number changes with the phantom or the configuration: their results must not be mixed.
 MARKER_TEXT = json.dumps({"format": 1}) + "\n"
 
 
-@dataclass(frozen=True)
-class DemoResult:
-    """What the demo found.
-
-    Attributes:
-        dice: mean Dice over the test cases, one row per region and class, one column per trainer.
-        picture: PNG of a slice with its reference and both predictions.
-    """
-
-    dice: pd.DataFrame
-    picture: Path
-
-
-def run_demo(folder: Path, *, epochs: int = 5, device: str = "cpu", console: Console) -> DemoResult:
+def run_demo(folder: Path, *, epochs: int = 5, device: str = "cpu", console: Console) -> Comparison:
     """Train nnU-Net's own trainer and Unified Focal on the phantom, and compare them.
 
-    Steps whose results are complete are skipped, and an interrupted training is continued, so that
-    calling again with the same folder resumes.
+    Finished work is not repeated and an interrupted training is continued, so a second call with
+    the same folder resumes the first.
 
     Args:
-        folder: where everything goes; absent, empty or of an earlier demo.
-        epochs: length of both trainings; one of `baseline_trainers()`.
-        device: `cpu`, `cuda` or `mps`.
-        console: where commands, progress and the closing table go.
+        folder: The folder for everything; absent, empty or from an earlier demo.
+        epochs: Length of both trainings; one of :func:`baseline_trainers`.
+        device: ``cpu``, ``cuda`` or ``mps``.
+        console: Where commands, progress and results are printed.
 
     Returns:
-        The table of Dice and the picture.
+        The comparison on the validation cases of fold 0.
 
     Raises:
-        ValueError: if an argument cannot be used.
-        RuntimeError: if nnU-Net's commands are not installed, or one of them fails.
+        ValueError: An argument cannot be used.
+        RuntimeError: nnU-Net is not installed, or one of its commands fails.
     """
-    trainers = (_baseline_trainer(epochs), f"nnUNetTrainerUnifiedFocal_{epochs}epochs")
+    trainers = _trainers(epochs)
     _check_device(device)
     folder = _claim_folder(folder)
     start = time.monotonic()
     settings = _settings(folder)
-    say(console, f"Phantom data set: {write_phantom_dataset(folder / 'nnUNet_raw')}")
     for name, value in settings.items():
-        shown = (
-            '"$(nnunet-unifiedloss path)"' if name == "nnUNet_extTrainer" else shlex.quote(value)
-        )
-        say(console, f"export {name}={shown}", style="bold")
-    steps = [plan_step(folder, console)]
-    steps += [training_step(folder, trainer, epochs, device) for trainer in trainers]
-    steps += [prediction_step(folder, trainer, device) for trainer in trainers]
-    for number, step in enumerate(steps, 1):
-        _carry_out(step, f"Step {number} of {len(steps)}: {step.title}", settings, console)
-    result = _compare(folder, trainers)
-    console.print(as_rich_table(result.dice))
-    say(
-        console,
+        console.print(install.export_line(name, value), soft_wrap=True)
+    with _environment(settings):
+        dataset = write_phantom_dataset(folder / "nnUNet_raw")
+        console.print(f"phantom data set: {dataset}", soft_wrap=True)
+        _prepare(console)
+        _train(trainers, device, console)
+        comparison, page = _compare(trainers, folder / "report", console)
+        picture = folder / "demo.png"
+        draw_predictions(comparison, dataset, _validations(folder, trainers), picture)
+    minutes, seconds = divmod(int(time.monotonic() - start), 60)
+    for text in (
+        dice_table(comparison, trainers),
+        verdict(comparison),
         "So few cases and so short a training show how it is done, not which loss is better: "
         "repeat with more epochs, and compare on your own data.",
-    )
-    say(console, f"Picture: {result.picture}")
-    say(console, f"Total time: {_clock(time.monotonic() - start)}")
-    return result
+        f"report: {page}",
+        f"picture: {picture}",
+        f"time: {minutes}:{seconds:02d} min",
+    ):
+        console.print(text, soft_wrap=True)
+    return comparison
 
 
 def baseline_trainers() -> dict[int, str]:
-    """nnU-Net's own trainers of shorter length, by their number of epochs.
-
-    They are read from its source, as importing nnU-Net takes seconds.
-    """
-    specification = importlib.util.find_spec("nnunetv2")
-    if specification is None or not specification.submodule_search_locations:
-        raise RuntimeError("nnU-Net is not installed; remedy: pip install nnunetv2")
-    package = Path(specification.submodule_search_locations[0])
-    folder = package / "training" / "nnUNetTrainer" / "variants" / "training_length"
+    """Return nnU-Net's own shorter trainers by their number of epochs, read from its source."""
+    folder = nnunet_source() / "training" / "nnUNetTrainer" / "variants" / "training_length"
     source = "".join(path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.py")))
     names = re.finditer(r"^class (nnUNetTrainer_(\d+)epochs?)\(", source, re.MULTILINE)
     return dict(sorted((int(match[2]), match[1]) for match in names))
 
 
-def _baseline_trainer(epochs: int) -> str:
+def _trainers(epochs: int) -> tuple[str, str]:
     available = baseline_trainers()
     if epochs not in available:
         raise ValueError(
             f"epochs is {epochs}, but the demo compares with nnU-Net's own trainer, which comes "
             f"with these numbers only: {', '.join(map(str, available))}; choose one of them"
         )
-    return available[epochs]
+    return available[epochs], f"nnUNetTrainerUnifiedFocal_{epochs}epochs"
 
 
 def _check_device(device: str) -> None:
-    if device not in DEVICES:
-        raise ValueError(f"device is {device!r}, but must be one of {', '.join(DEVICES)}")
+    if device == "cpu":
+        return
+    import torch  # only here, because the import takes seconds
+
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is 'cuda', but PyTorch finds no CUDA device; use cpu instead")
     if device == "mps" and not torch.backends.mps.is_available():
@@ -142,6 +123,8 @@ def _claim_folder(folder: Path) -> Path:
         if not any(folder.iterdir()):
             marker.write_text(MARKER_TEXT)
         content = marker.read_text() if marker.is_file() else None
+        for name in FOLDERS if content == MARKER_TEXT else ():
+            (folder / name).mkdir(exist_ok=True)
     except OSError as error:
         raise ValueError(
             f"folder {folder} cannot be used ({error.strerror}); choose a folder you can write to"
@@ -159,52 +142,116 @@ def _claim_folder(folder: Path) -> Path:
 
 
 def _settings(folder: Path) -> dict[str, str]:
-    """Environment variables of all commands: two cores are kept busy, and no more."""
+    """Return the environment variables of all commands, which keep two cores busy."""
     return {
-        "nnUNet_raw": str(folder / "nnUNet_raw"),
-        "nnUNet_preprocessed": str(folder / "nnUNet_preprocessed"),
-        "nnUNet_results": str(folder / "nnUNet_results"),
-        "nnUNet_extTrainer": str(install.trainers_folder()),
+        **{name: str(folder / name) for name in FOLDERS},
+        install.VARIABLE: str(install.trainers_folder()),
         "nnUNet_n_proc_DA": "2",
         "nnUNet_def_n_proc": "1",
-        # Compiling takes longer than a network this small can save by it.
+        # compiling takes longer than a network this small can save by it
         "nnUNet_compile": "f",
-        # For the workers only: on a CPU, nnU-Net's main process sets its own number of threads.
+        # for the workers only: on a CPU, nnU-Net's main process sets its own number of threads
         "OMP_NUM_THREADS": "1",
-        # Threads that wait for others would otherwise take the core that these others need.
+        # otherwise waiting threads would occupy the core that the others need
         "OMP_WAIT_POLICY": "PASSIVE",
     }
 
 
-def _carry_out(step: Step, title: str, settings: dict[str, str], console: Console) -> None:
-    if step.is_complete():
-        say(console, f"{title}: done before, skipped", style="green")
-        return
-    command = step.command()
-    say(console, title, style="cyan")
-    say(console, shlex.join(command), style="bold")
-    start = time.monotonic()
-    run_command(
-        command, step.log, settings=settings, title=title, epochs=step.epochs, console=console
-    )
-    step.finish()
-    if not step.is_complete():
-        raise RuntimeError(
-            f"{shlex.join(command)}\nended without its results; its output is in {step.log}"
-        )
-    say(console, f"{title}: done in {_clock(time.monotonic() - start)}", style="green")
+@contextlib.contextmanager
+def _environment(settings: Mapping[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
-def _compare(folder: Path, trainers: tuple[str, str]) -> DemoResult:
-    cases = read_cases(folder / "nnUNet_raw" / DATASET_NAME, "Ts")
-    predictions = {
-        trainer: {name: read_array(prediction_folder(folder, trainer) / name) for name in cases}
-        for trainer in trainers
+def _prepare(console: Console) -> None:
+    """Plan and preprocess, then add the small configuration that both trainers use.
+
+    The configuration is added last, so it also marks that the preparation is complete.
+    """
+    plans = plans_of(DATASET_NAME, DEFAULT_PLANS)
+    with contextlib.suppress(ValueError):  # the plans may have been cut off
+        if CONFIGURATION in plans.configurations:
+            return
+    # nnU-Net would reuse a fingerprint that was cut off
+    shutil.rmtree(plans.folder, ignore_errors=True)
+    _run([Preparation(DATASET_NAME, DEFAULT_PLANS, ("3d_fullres",))], console)
+    content = read_json(plans.file)
+    small = _small_configuration(content["configurations"]["3d_fullres"])
+    content["configurations"][CONFIGURATION] = small
+    write_atomically(plans.file, json.dumps(content, indent=4))
+    text = f"added {CONFIGURATION} to {plans.file}: inherits from 3d_fullres, with patch size "
+    text += f"{small['patch_size']} and a small network, which a CPU trains in minutes"
+    console.print(text, soft_wrap=True)
+
+
+def _small_configuration(planned: dict[str, Any]) -> dict[str, Any]:
+    """Return a small relative of the planned configuration, on the same preprocessed data."""
+    features = [16, 16, 32]
+    stages = len(features)
+    network = {
+        "n_stages": stages,
+        "features_per_stage": features,
+        "kernel_sizes": [[3, 3, 3]] * stages,
+        "strides": [[1, 1, 1]] + [[2, 2, 2]] * (stages - 1),
+        "n_conv_per_stage": [1] * stages,
+        "n_conv_per_stage_decoder": [1] * (stages - 1),
     }
-    picture = folder / "demo.png"
-    draw_predictions(cases, predictions, picture)
-    return DemoResult(dice_table(cases, predictions), picture)
+    architecture = planned["architecture"]
+    return {
+        "inherits_from": "3d_fullres",
+        "patch_size": [24, 28, 20],
+        "batch_size": 2,
+        "architecture": {**architecture, "arch_kwargs": {**architecture["arch_kwargs"], **network}},
+    }
 
 
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d} min"
+def _train(trainers: Sequence[str], device: str, console: Console) -> None:
+    _say_command(console, "sweep", trainers, "-device", device)
+    flags = ["-device", device]
+    jobs = plan_jobs([DATASET_NAME], [CONFIGURATION], trainers, [FOLD], flags=flags)
+    Display(console).results(_run(jobs, console))
+
+
+def _compare(trainers: Sequence[str], report: Path, console: Console) -> tuple[Comparison, Path]:
+    command = _say_command(console, "compare", trainers, "-o", str(report))
+    comparison = compare([DATASET_NAME], [CONFIGURATION], trainers=trainers, folds=[FOLD])
+    return comparison, write_report(comparison, report, command=command)
+
+
+def _say_command(console: Console, name: str, trainers: Sequence[str], *flags: str) -> str:
+    """Print the command that does the same, so that it can be copied."""
+    matrix = ["-d", str(DATASET_ID), "-c", CONFIGURATION, "-tr", *trainers, "-f", FOLD]
+    command = shlex.join(["nnunet-unifiedloss", name, *matrix, *flags])
+    console.print(command, soft_wrap=True, style="bold")
+    return command
+
+
+def _run(jobs: Sequence[Job], console: Console) -> list[Status]:
+    """Run jobs as ``sweep`` does, one at a time."""
+    statuses = LocalSweep(jobs, gpus=[], parallel=1, display=Display(console)).run()
+    if any(status.state != "done" for status in statuses):
+        remedy = "fix the cause and run the demo again, which continues from here"
+        raise RuntimeError("\n".join([*remarks(statuses), f"remedy: {remedy}"]))
+    return statuses
+
+
+def _validations(folder: Path, trainers: Sequence[str]) -> list[Path]:
+    trainings = [
+        Training(DATASET_NAME, CONFIGURATION, DEFAULT_PLANS, trainer, FOLD) for trainer in trainers
+    ]
+    return [each.folder(folder / "nnUNet_results") / "validation" for each in trainings]
+
+
+def dice_table(comparison: Comparison, trainers: Sequence[str]) -> str:
+    """Return the mean Dice of each region as text, for a terminal of 80 columns."""
+    dice = comparison.summary[comparison.summary["metric"] == "Dice"]
+    table = dice.pivot(index="label", columns="method", values="mean")
+    table = table.loc[[*REGIONS, comparison.main_label], list(trainers)]
+    table = table.rename_axis(index=None, columns=None)
+    heading = f"mean Dice of the {dice['cases'].max()} validation cases of fold {FOLD}"
+    return f"{heading}\n{table.to_string(float_format='{:.3f}'.format)}"

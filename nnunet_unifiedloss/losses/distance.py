@@ -42,7 +42,7 @@ def squared_distance(of: Tensor, to: Tensor, size: tuple[float, ...], dtype: tor
 
 
 def _has_values(tensor: Tensor) -> bool:
-    """Whether NumPy can read a tensor: not on a device, compiled, or in torch.func's transforms."""
+    """True where NumPy can read a tensor: on the CPU, neither compiled nor in torch.func."""
     wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not wrapped
 

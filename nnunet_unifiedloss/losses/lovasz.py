@@ -45,7 +45,7 @@ class LovaszLoss(SegmentationLoss):
 
     def evaluate(self, batch: Batch) -> Tensor:
         """Lovász extension of the Jaccard loss, mean over the classes present and regions."""
-        errors, inside = (_by_class(maps) for maps in (batch.errors, batch.one_hot))
+        errors, inside = map(_by_class, (batch.errors, batch.one_hot))
         increments = by_sorting if errors.shape[2] <= SORTED else by_levels
         counted = batch.counted.flatten()
         loss = (errors * increments(errors.detach(), inside, counted)).sum(2)
@@ -53,14 +53,14 @@ class LovaszLoss(SegmentationLoss):
         return ((loss * present).sum(1) / present.sum(1).clamp_min(1)).mean()
 
 
-def _by_class(maps: Tensor) -> Tensor:
+def _by_class(values: Tensor) -> Tensor:
     """(B, G, K, *S) → (G, K, voxels of the batch)."""
-    return maps.flatten(3).movedim(0, 2).flatten(2)
+    return values.flatten(3).movedim(0, 2).flatten(2)
 
 
 @torch.no_grad()
 def by_sorting(errors: Tensor, inside: Tensor, counted: Tensor) -> Tensor:
-    """What each voxel adds to the Jaccard loss when it becomes wrong after those more wrong.
+    """Increment of the Jaccard loss when a voxel becomes wrong after all that are more wrong.
 
     With P voxels in the class, i of them and j others wrong already, the loss is 1 − (P−i)/(P+j).
     Its increments are written out, since a difference would round them away: 1/(P+j) for a voxel of

@@ -1,7 +1,4 @@
-"""What nnU-Net's plans say about a data set's configurations, and what is preprocessed.
-
-Nothing here imports torch or nnU-Net: a thousand jobs are planned in a second.
-"""
+"""nnU-Net's plans and preprocessed data, read without importing torch or nnU-Net."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from typing import Any
 
 from nnunet_unifiedloss.results.trainings import read_json
 
-# what nnU-Net's planners plan, if the images are large enough
+# the configurations of nnU-Net's planners; small images have fewer
 STANDARD_CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "2d": {},
     "3d_fullres": {},
@@ -25,7 +22,7 @@ STANDARD_CONFIGURATIONS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Plans:
-    """One plans file of a data set, or what nnU-Net will plan where there is none yet.
+    """One plans file of a data set, or the configurations that nnU-Net will plan.
 
     Attributes:
         folder: The data set's folder below ``nnUNet_preprocessed``.
@@ -37,12 +34,12 @@ class Plans:
 
     @property
     def file(self) -> Path:
-        """Where nnU-Net keeps them."""
+        """The plans file."""
         return self.folder / f"{self.identifier}.json"
 
     @property
     def exist(self) -> bool:
-        """Whether the data set is planned."""
+        """True if the data set is planned."""
         return self.file.is_file()
 
     @property
@@ -61,7 +58,7 @@ class Plans:
         return configurations
 
     def setting(self, configuration: str, name: str) -> Any:  # noqa: ANN401 (whatever is set)
-        """A setting of a configuration or of those that it inherits from; None if there is none."""
+        """Return a setting of a configuration, perhaps inherited; None if it is not set."""
         seen: set[str] = set()
         configurations = self.configurations
         while configuration in configurations and configuration not in seen:
@@ -73,21 +70,21 @@ class Plans:
         return None
 
     def data_folder(self, configuration: str) -> Path:
-        """Where the preprocessed images of a configuration are."""
+        """Return the folder of a configuration's preprocessed images."""
         base = "3d_fullres" if configuration == "3d_cascade_fullres" else configuration
         default = f"{self.identifier}_{base}"
         return self.folder / (self.setting(configuration, "data_identifier") or default)
 
     def previous_stage(self, configuration: str) -> str | None:
-        """The configuration whose predictions a cascade takes as input."""
+        """Return the configuration whose predictions a cascade takes as input."""
         stage: str | None = self.setting(configuration, "previous_stage")
         return stage
 
     def is_preprocessed(self, configuration: str) -> bool:
-        """Whether every case is preprocessed and has its reference segmentation.
+        """Return True if every case is preprocessed and has its reference segmentation.
 
-        nnU-Net writes a case's ``.pkl`` last, and copies the references after all cases. It never
-        removes a reference, so there may be some of cases that are no longer in the data set.
+        nnU-Net writes a case's ``.pkl`` last and copies the references after all cases. It never
+        removes a reference, so references of cases that have left the data set may remain.
         """
         try:
             dataset = _read(self.folder / "dataset.json")
@@ -100,7 +97,7 @@ class Plans:
         return bool(done) and done <= references and len(done) in (len(references), number)
 
     def folds(self) -> list[list[str]] | None:
-        """The validation cases of each fold; None while nnU-Net has not split the data set."""
+        """Return the validation cases of each fold; None before nnU-Net has made the splits."""
         try:
             return [fold["val"] for fold in _read(self.folder / "splits_final.json")]
         except (FileNotFoundError, ValueError, KeyError, TypeError):
@@ -108,9 +105,7 @@ class Plans:
 
 
 def planner_of(identifier: str) -> str | None:
-    """The planner of nnU-Net that writes plans of this name.
-
-    It is read from nnU-Net's source, as importing nnU-Net takes seconds.
+    """Return the planner of nnU-Net that writes plans of this name, read from its source.
 
     Example:
         >>> planner_of("nnUNetResEncUNetLPlans")
@@ -119,12 +114,21 @@ def planner_of(identifier: str) -> str | None:
     return _planners().get(identifier)
 
 
-@functools.cache
-def _planners() -> dict[str, str]:
+def nnunet_source() -> Path:
+    """Return the folder of nnU-Net's source without importing it, which takes seconds.
+
+    Raises:
+        RuntimeError: nnU-Net is not installed.
+    """
     specification = importlib.util.find_spec("nnunetv2")
     if specification is None or not specification.submodule_search_locations:
         raise RuntimeError("nnU-Net is not installed; remedy: pip install nnunetv2")
-    folder = Path(specification.submodule_search_locations[0]) / "experiment_planning"
+    return Path(specification.submodule_search_locations[0])
+
+
+@functools.cache
+def _planners() -> dict[str, str]:
+    folder = nnunet_source() / "experiment_planning"
     planners: dict[str, str] = {}
     for path in sorted((folder / "experiment_planners").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -134,7 +138,7 @@ def _planners() -> dict[str, str]:
 
 
 def _default_plans(planner: ast.ClassDef) -> str | None:
-    """The default of the argument ``plans_name`` of a planner's constructor."""
+    """Return the default of the argument ``plans_name`` of a planner's constructor."""
     for node in planner.body:
         if isinstance(node, ast.FunctionDef) and node.name == "__init__":
             names = [argument.arg for argument in node.args.args][-len(node.args.defaults) :]
@@ -145,7 +149,7 @@ def _default_plans(planner: ast.ClassDef) -> str | None:
 
 
 def _read(path: Path) -> Any:  # noqa: ANN401 (whatever the file holds)
-    """A JSON file, read once and again only when it has changed."""
+    """Return the content of a JSON file, read again only when it has changed."""
     return _read_version(path, path.stat().st_mtime_ns)
 
 

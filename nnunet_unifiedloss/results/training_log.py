@@ -1,4 +1,4 @@
-"""Lines of nnU-Net's training logs."""
+"""Parsing of nnU-Net's training logs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PSEUDO_DICE = re.compile(r"Pseudo dice \[(.*)\]\s*$")
 
 
 def mean_pseudo_dice(line: str) -> float | None:
-    """The mean over the classes, which old NumPy writes as ``0.8`` and new as ``np.float32(0.8)``.
+    """Return the mean over the classes; NumPy 2 writes ``np.float32(0.8)`` instead of ``0.8``.
 
     Example:
         >>> mean_pseudo_dice("Pseudo dice [0.5, nan, 0.7] ")
@@ -29,7 +29,7 @@ def mean_pseudo_dice(line: str) -> float | None:
 
 
 def read_epochs(text: str) -> Iterator[dict[str, Any]]:
-    r"""The epochs of a log that are complete: epoch, train_loss, val_loss, pseudo_dice.
+    r"""Yield epoch, train_loss, val_loss and pseudo_dice of each completed epoch.
 
     Example:
         >>> log = "t: Epoch 3\nt: train_loss -0.5\nt: val_loss -0.25\nt: Pseudo dice [0.5]"

@@ -1,7 +1,4 @@
-"""nnU-Net's trainings on disk: what their folders are called and how far each one got.
-
-Nothing here imports torch or nnU-Net: the state of a thousand trainings is read in seconds.
-"""
+"""nnU-Net's trainings on disk, read without importing torch or nnU-Net."""
 
 from __future__ import annotations
 
@@ -32,15 +29,15 @@ __all__ = [
     "whole_and_broken_checkpoints",
 ]
 
-# what nnU-Net's commands take where nothing is said, and its cross-validation
+# defaults of nnU-Net's commands
 DEFAULT_PLANS = "nnUNetPlans"
 DEFAULT_FOLDS = ("0", "1", "2", "3", "4")
 
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-# in the order in which nnU-Net's --c looks for one to continue from
+# sorted by preference, as nnU-Net's --c does
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
 
-# where nnU-Net's summary.json has the mean Dice, and how it ends
+# the mean Dice is at the beginning of nnU-Net's summary.json
 _HEAD = 4096
 _MEAN_DICE = re.compile(rb'^{\s+"foreground_mean": {[^{}]*?"Dice": ([\w.+-]+)')
 _END = b"\n}"
@@ -73,22 +70,22 @@ class Training:
 
     @property
     def model(self) -> str:
-        """The name of nnU-Net's folder for all folds of this model."""
+        """The name of the folder with all folds of this model."""
         return f"{self.trainer}__{self.plans}__{self.configuration}"
 
     def folder(self, results: Path) -> Path:
-        """Where nnU-Net keeps this training below ``nnUNet_results``."""
+        """Return the folder of this training below ``nnUNet_results``."""
         return results / self.dataset / self.model / f"fold_{self.fold}"
 
 
 def nnunet_folder(variable: str) -> Path:
-    """One of nnU-Net's three folders.
+    """Return one of nnU-Net's three folders.
 
     Args:
         variable: ``nnUNet_raw``, ``nnUNet_preprocessed`` or ``nnUNet_results``.
 
     Raises:
-        ValueError: The environment variable is not set, or names no folder.
+        ValueError: The environment variable is not set, or does not name a folder.
     """
     value = os.environ.get(variable)
     if not value:
@@ -100,13 +97,13 @@ def nnunet_folder(variable: str) -> Path:
 
 
 def dataset_name(name_or_id: str | int) -> str:
-    """The full name of a data set, found as nnU-Net finds it: in any of its three folders.
+    """Return the full name of a data set, found in any of nnU-Net's three folders.
 
     Args:
         name_or_id: ``4``, ``"4"`` or ``"Dataset004_Hippocampus"``.
 
     Raises:
-        ValueError: It is neither a number nor a name, or no or several data sets have the number.
+        ValueError: The argument is neither a number nor a name, or the number is not unique.
     """
     text = str(name_or_id)
     if re.fullmatch(r"Dataset\d{3}_.+", text):
@@ -135,7 +132,7 @@ def dataset_name(name_or_id: str | int) -> str:
 
 
 def find_trainings(results: Path, dataset: str) -> list[Training]:
-    """Every training of a data set of which nnU-Net has left a folder, sorted."""
+    """Return every training of a data set that has a folder, sorted."""
     found = []
     for folder in (results / dataset).glob("*__*__*/fold_*"):
         parts = folder.parent.name.split("__")
@@ -147,10 +144,10 @@ def find_trainings(results: Path, dataset: str) -> list[Training]:
 
 
 def state(folder: Path) -> State:
-    """How far a training got.
+    """Return the state of a training.
 
     Args:
-        folder: Its ``fold_X``.
+        folder: The training's ``fold_X``.
 
     Returns:
         ``finished``: nnU-Net's validation is complete; ``interrupted``: there is a checkpoint that
@@ -163,7 +160,7 @@ def state(folder: Path) -> State:
 
 
 def validation_dice(folder: Path) -> float | None:
-    """nnU-Net's mean Dice over the foreground and the validation cases.
+    """Return nnU-Net's mean Dice over the foreground and the validation cases.
 
     Args:
         folder: A training's ``fold_X``.
@@ -175,19 +172,19 @@ def validation_dice(folder: Path) -> float | None:
     try:
         status = path.stat()
         return _dice_of_version(path, status.st_mtime_ns, status.st_size)
-    except (OSError, ValueError):  # absent, cut short, or out of reach just now
+    except (OSError, ValueError):  # absent, incomplete or unreadable
         return None
 
 
 @functools.cache
 def _dice_of_version(path: Path, _changed: int, _size: int) -> float:
-    """The mean Dice of a complete summary, read only when it has changed."""
+    """Return the mean Dice of a complete summary, read only when it has changed."""
     with path.open("rb") as file:
         head = file.read(_HEAD)
         file.seek(max(0, _size - len(_END)))
         end = file.read()
-    # nnU-Net indents: a brace at the start of a line is the last one, and the file is not cut
-    # short; the means come first. So there is no need to parse some hundred kB of cases.
+    # nnU-Net indents its summary, so a brace at the start of a line is the last one and the file is
+    # complete. The means come first, so hundreds of kB of cases need not be parsed.
     if end == _END and (found := _MEAN_DICE.search(head)):
         return float(found[1])
     return float(read_summary(path).get("foreground_mean", {}).get("Dice", "nan"))
@@ -196,16 +193,16 @@ def _dice_of_version(path: Path, _changed: int, _size: int) -> float:
 def set_broken_checkpoints_aside(folder: Path) -> None:
     """Rename checkpoints that were cut off while being written, which nnU-Net could not load.
 
-    Only for a training that is not running: a checkpoint that is being written looks the same.
+    The training must not be running: a checkpoint that is being written looks the same.
     """
     for path in whole_and_broken_checkpoints(folder)[1]:
         path.rename(path.with_name(f"{path.name}.broken"))
 
 
 def whole_and_broken_checkpoints(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The checkpoints of a training that nnU-Net can load, and those that were cut off.
+    """Return the checkpoints of a training that nnU-Net can load, and those that were cut off.
 
-    A checkpoint is a zip archive, whose directory comes last: without it, it is not whole.
+    A checkpoint is a zip archive, whose directory is written last.
     """
     there = [folder / name for name in CHECKPOINTS if (folder / name).is_file()]
     whole = [path for path in there if zipfile.is_zipfile(path)]
@@ -213,7 +210,7 @@ def whole_and_broken_checkpoints(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def resume_flags(folder: Path) -> list[str]:
-    """The flags of ``nnUNetv2_train`` that go on with a training: none, ``--c`` or ``--val``."""
+    """Return the flags of ``nnUNetv2_train`` that continue a training: ``--c``, ``--val``, none."""
     whole = [path.name for path in whole_and_broken_checkpoints(folder)[0]]
     if CHECKPOINTS[0] in whole:
         return ["--val"]
@@ -224,8 +221,8 @@ def read_summary(path: Path) -> dict[str, Any]:
     """Read the ``summary.json`` of nnU-Net's validation.
 
     Raises:
-        FileNotFoundError: There is none.
-        ValueError: It is cut short or is no summary; the message names the file and the remedy.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file is no complete summary; the message has a remedy.
     """
     summary = read_json(path)
     if not isinstance(summary, dict) or not isinstance(summary.get("metric_per_case"), list):
@@ -237,7 +234,7 @@ def read_summary(path: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401 (whatever the file holds)
-    """Read a JSON file; a ValueError names the file if it is cut short."""
+    """Read a JSON file; a ValueError names the file if it is incomplete."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

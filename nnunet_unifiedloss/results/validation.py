@@ -1,4 +1,4 @@
-"""What nnU-Net's validation left of a training: its cases, their files and counts."""
+"""The results of nnU-Net's validation of a training: cases, files and voxel counts."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ COUNTS = ("TP", "FP", "FN", "TN", "n_pred", "n_ref")
 
 @dataclass(frozen=True)
 class Labels:
-    """What is segmented, and how its files are read.
+    """The structures of a model and the reader of its files.
 
     Attributes:
         structures: The label values of each structure (label or region), by its name.
         ignored: The ignore label, or None.
-        reader: Name of nnU-Net's reader of the files.
+        reader: Name of nnU-Net's reader for the files.
     """
 
     structures: dict[str, tuple[int, ...]]
@@ -43,12 +43,12 @@ class Labels:
 
 @dataclass(frozen=True)
 class Segmentation:
-    """One prediction, its reference, and what is in them.
+    """One prediction and its reference.
 
     Attributes:
-        prediction: nnU-Net's file.
-        reference: The file of the reference.
-        labels: What is segmented.
+        prediction: The predicted label map.
+        reference: The reference label map.
+        labels: The structures in both.
     """
 
     prediction: Path
@@ -67,14 +67,14 @@ class ValidatedCase:
 
 
 def validated_cases(training: Training, root: Path) -> list[ValidatedCase]:
-    """The cases in a training's ``summary.json``.
+    """Return the cases in a training's ``summary.json``.
 
     Args:
         training: A finished training.
         root: ``nnUNet_results``.
 
     Raises:
-        ValueError: The summary, ``dataset.json`` or ``plans.json`` is not as nnU-Net writes it.
+        ValueError: The summary, ``dataset.json`` or ``plans.json`` is malformed.
     """
     folder = training.folder(root)
     path = folder / "validation" / "summary.json"
@@ -106,7 +106,7 @@ def validated_cases(training: Training, root: Path) -> list[ValidatedCase]:
 
 
 def read_labels(model: Path) -> tuple[Labels, str]:
-    """The structures of a trained model and the ending of its files."""
+    """Return the structures of a trained model and the ending of its files."""
     dataset = _read_model_file(model, "dataset.json", {"labels": dict, "file_ending": str})
     plans = _read_model_file(model, "plans.json", {"image_reader_writer": str})
     named = {name: _label_values(value) for name, value in dataset["labels"].items()}
@@ -132,7 +132,7 @@ def _read_model_file(model: Path, name: str, needed: Mapping[str, type]) -> dict
 
 
 def _label_values(label: object) -> tuple[int, ...]:
-    """The values of a label or region, as spelt in ``dataset.json`` or ``summary.json``.
+    """Return the values of a label or region from ``dataset.json`` or ``summary.json``.
 
     Example:
         >>> _label_values("(2, 1)"), _label_values([2, 1]), _label_values(3)
@@ -142,13 +142,13 @@ def _label_values(label: object) -> tuple[int, ...]:
 
 
 def reference_folders(dataset: str) -> list[Path]:
-    """Where nnU-Net may have the references of a data set, the best place first."""
+    """Return the possible folders of a data set's references, the preferred one first."""
     raw = os.environ.get("nnUNet_raw")
     folders = [nnunet_folder("nnUNet_preprocessed") / dataset / "gt_segmentations"]
     return folders + ([Path(raw) / dataset / "labelsTr"] if raw else [])
 
 
 def first_existing(paths: Iterable[Path]) -> Path:
-    """The first path that exists, or else the first."""
+    """Return the first path that exists, otherwise the first."""
     candidates = list(paths)
     return next((path for path in candidates if path.is_file()), candidates[0])

@@ -1,8 +1,8 @@
-"""The matrix of trainings: planned, run on this computer or on a Slurm cluster, and watched."""
+"""Sweeps: a matrix of trainings, run on this computer or on a Slurm cluster."""
 
 from nnunet_unifiedloss.sweep.jobs import Job, Preparation, TrainingJob
 from nnunet_unifiedloss.sweep.matrix import plan_jobs
-from nnunet_unifiedloss.sweep.status import Status, look, look_at_all
+from nnunet_unifiedloss.sweep.status import Status, look, look_at_all, read_queue
 
 __all__ = [
     "Job",
@@ -12,4 +12,5 @@ __all__ = [
     "look",
     "look_at_all",
     "plan_jobs",
+    "read_queue",
 ]

@@ -1,9 +1,10 @@
-"""Attempts at a job: who runs it, who ran it and how it ended. A live attempt is the job's lock.
+"""Attempts at a job: their process, log and outcome. A live attempt is the job's lock.
 
-An attempt is a file with the next number, created exclusively (``O_EXCL``, which is atomic on NFS
-too): of those who want to run a job at the same time, one succeeds. A number is never used again,
-so taking over from a dead process neither deletes nor renames anything, and a slow contender cannot
-mistake a new attempt for the dead one that it saw before.
+Locks of the operating system are not enough: on many clusters ``flock`` is valid on one node only
+(NFS with ``nolock``, Lustre with ``localflock``, BeeGFS without global locks), so two nodes would
+train the same fold without an error. Creating a file exclusively (``O_EXCL``) is atomic there too,
+so an attempt is a file with the next number. A number is never used again: taking over from a dead
+process deletes nothing, and a slow contender cannot mistake a new attempt for an old one.
 """
 
 from __future__ import annotations
@@ -20,14 +21,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 from nnunet_unifiedloss._support.files import write_atomically
 from nnunet_unifiedloss.results.trainings import read_json
 
 SECONDS_BETWEEN_HEARTBEATS = 30.0
-# NFS may show the time of a heartbeat a minute late, and a busy server may miss some.
+# NFS may show a heartbeat a minute late, and a busy server may miss some
 SECONDS_WITHOUT_HEARTBEAT = 300.0
 
 Outcome = Literal["finished", "failed", "interrupted"]
@@ -35,7 +35,7 @@ Outcome = Literal["finished", "failed", "interrupted"]
 
 @dataclass(frozen=True)
 class Process:
-    """A process that can be recognised: process numbers are used again, so the start counts too."""
+    """A process, identified by its start time too, because process numbers are reused."""
 
     machine: str
     pid: int
@@ -43,13 +43,13 @@ class Process:
 
     @classmethod
     def of(cls, pid: int) -> Process:
-        """The running process of this number, on this machine."""
+        """Return the running process with this number on this machine."""
         import psutil
 
         return cls(this_machine(), pid, psutil.Process(pid).create_time())
 
     def is_alive(self) -> bool:
-        """Whether it runs; to be asked on its own machine."""
+        """Return True if the process runs; only valid on its own machine."""
         import psutil
 
         try:
@@ -62,19 +62,19 @@ class Process:
 
 @dataclass(frozen=True)
 class Attempt:
-    """What is known about an attempt, as its file says.
+    """The content of an attempt's file.
 
     Attributes:
-        path: Its file.
+        path: The file.
         job: Name of the job.
         host: Name of the computer, for people.
-        owner: The process that carries it out.
-        child: nnU-Net's process, once it is started.
-        slurm_job: Slurm's number of the job that it runs in, and how often that was requeued.
-        began: When it began, in seconds since 1970.
-        ended: When it ended.
-        outcome: How it ended; without one it is running, or was killed.
-        error: What went wrong, in one line.
+        owner: The process that carries the attempt out.
+        child: nnU-Net's process, once it has started.
+        slurm_job: Number of the Slurm job around it, and the number of its requeues.
+        began: Start in seconds since 1970.
+        ended: End in seconds since 1970.
+        outcome: The outcome; None while the attempt runs, and for ever if it was killed.
+        error: The error in one line.
     """
 
     path: Path
@@ -93,14 +93,19 @@ class Attempt:
         """The output of the command."""
         return self.path.with_suffix(".log")
 
+    @property
+    def successor(self) -> Path:
+        """The file of the next attempt, which exists once another process has taken over."""
+        return _numbered(self.path.parent, _number(self.path) + 1)
+
     def last_heartbeat(self) -> float:
-        """When the owner last showed that it is alive, by the file server's clock."""
+        """Return the time of the owner's last heartbeat, by the file server's clock."""
         return self.path.stat().st_mtime
 
     def is_alive(self, now: float) -> bool:
-        """Whether it is still being carried out.
+        """Return True if the attempt is still being carried out.
 
-        Its own machine knows; from elsewhere it is taken for dead when its heartbeat has stopped.
+        On its own machine its processes tell, elsewhere its heartbeat.
 
         Args:
             now: The time by the file server's :func:`clock`.
@@ -110,10 +115,10 @@ class Attempt:
         if self.slurm_job is not None and (here := this_slurm_job()) is not None:
             (job, requeues), (job_here, requeues_here) = self.slurm_job, here
             if job == job_here and requeues < requeues_here:
-                return False  # this is the job itself, after Slurm has killed and requeued it
+                return False  # Slurm has killed the attempt and requeued its job, which is this one
         if self.owner.machine == this_machine():
             return any(process.is_alive() for process in (self.owner, self.child) if process)
-        # one from the future was written while a clock was wrong
+        # a heartbeat from the future was written while a clock was wrong
         return abs(now - self.last_heartbeat()) < SECONDS_WITHOUT_HEARTBEAT
 
 
@@ -121,9 +126,9 @@ class OwnAttempt:
     """An attempt that this process carries out; leaving the context ends it.
 
     Attributes:
-        attempt: What its file says.
-        lost: Somebody else has taken over, because no heartbeat came (a suspended computer, a file
-            server out of reach): this process must stop.
+        attempt: The content of its file.
+        lost: True once another process has taken over, because heartbeats were missing (a suspended
+            computer, an unreachable file server): this process must stop.
     """
 
     def __init__(self, attempt: Attempt) -> None:
@@ -133,24 +138,19 @@ class OwnAttempt:
         self._heart = threading.Thread(target=self._beat, daemon=True)
 
     def update(self, **changes: Any) -> None:  # noqa: ANN401 (the fields of Attempt)
-        """Change what the file says."""
+        """Change fields of the attempt in its file."""
         self.attempt = dataclasses.replace(self.attempt, **changes)
         write_atomically(self.attempt.path, _as_json(self.attempt))
 
     def end(self, outcome: Outcome, error: str | None = None) -> None:
-        """Write how it ended."""
+        """Write the outcome."""
         self.update(outcome=outcome, error=error, ended=clock(self.attempt.path.parent))
 
     def __enter__(self) -> OwnAttempt:
         self._heart.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._left.set()
         self._heart.join()
         if self.attempt.outcome is None:
@@ -160,24 +160,24 @@ class OwnAttempt:
         while not self._left.wait(SECONDS_BETWEEN_HEARTBEATS):
             with contextlib.suppress(OSError):
                 os.utime(self.attempt.path)
-                self.lost = _numbered(self.attempt.path.parent, _number(self.attempt) + 1).exists()
+                self.lost = self.attempt.successor.exists()
 
 
 def begin(folder: Path, job: str) -> OwnAttempt | None:
     """Begin an attempt at a job.
 
     Args:
-        folder: Where the job's attempts are.
-        job: Its name.
+        folder: The folder of the job's attempts.
+        job: Name of the job.
 
     Returns:
-        The attempt, or None if somebody else is carrying the job out.
+        The attempt, or None if another process is carrying the job out.
     """
     folder.mkdir(parents=True, exist_ok=True)
     last, now = last_attempt(folder), clock(folder)
     if last is not None and last.is_alive(now):
         return None
-    path = _numbered(folder, 1 if last is None else _number(last) + 1)
+    path = last.successor if last is not None else _numbered(folder, 1)
     owner = Process.of(os.getpid())
     attempt = Attempt(path, job, platform.node(), owner, None, this_slurm_job(), began=now)
     try:
@@ -190,7 +190,7 @@ def begin(folder: Path, job: str) -> OwnAttempt | None:
 
 @contextlib.contextmanager
 def alone(folder: Path, job: str) -> Iterator[None]:
-    """Wait until nobody else is at it, and keep others waiting meanwhile."""
+    """Hold a lock: wait until no other process holds it, and keep others waiting."""
     while (attempt := begin(folder, job)) is None:
         time.sleep(1)
     with attempt:
@@ -199,14 +199,13 @@ def alone(folder: Path, job: str) -> Iterator[None]:
 
 
 def last_attempt(folder: Path) -> Attempt | None:
-    """The last attempt at a job, or None if there has been none."""
+    """Return the last attempt at a job, or None if there is none."""
     try:
-        numbers = [int(p.stem.removeprefix("attempt_")) for p in folder.glob("attempt_*.json")]
+        path = max(folder.glob("attempt_*.json"), key=_number, default=None)
     except FileNotFoundError:
         return None
-    if not numbers:
+    if path is None:
         return None
-    path = _numbered(folder, max(numbers))
     try:
         content = read_json(path)
         owner, child, slurm_job = (content.pop(name) for name in ("owner", "child", "slurm_job"))
@@ -218,27 +217,27 @@ def last_attempt(folder: Path) -> Attempt | None:
             **content,
         )
     except (ValueError, TypeError, KeyError, AttributeError):
-        # being written just now, or left empty by a computer that lost its power
+        # it is being written just now, or was left empty by a power failure
         return Attempt(path, "", "", Process("", 0, 0.0), began=path.stat().st_mtime)
 
 
 def clock(folder: Path) -> float:
-    """The time by the clock of the file server, which also dates the heartbeats."""
+    """Return the time by the clock of the file server, which also dates the heartbeats."""
     try:
         path = folder / ".clock"
         path.touch()
         return path.stat().st_mtime
-    except OSError:  # somebody who may only read
+    except OSError:  # the user may only read
         return time.time()
 
 
 @functools.cache
 def this_machine() -> str:
-    """What must be the same for a process number to mean the same: start-up, container, user.
+    """Return what makes process numbers comparable: host, user, start-up and container.
 
-    Where the kernel hides the processes of others, nothing else tells that they are alive.
+    The user counts, because a kernel may hide the processes of other users.
     """
-    # not the name of the user: in a container the number may have none
+    # in a container the user may have a number without a name
     user = str(os.getuid()) if hasattr(os, "getuid") else getpass.getuser()
     parts = [platform.node(), user]
     with contextlib.suppress(OSError):
@@ -248,7 +247,7 @@ def this_machine() -> str:
 
 
 def this_slurm_job() -> tuple[str, int] | None:
-    """Slurm's number of the job that this process runs in, and how often it was requeued."""
+    """Return the number of the Slurm job around this process and of its requeues."""
     array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
     job = f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
     return (job, int(os.environ.get("SLURM_RESTART_COUNT", "0"))) if job else None
@@ -258,8 +257,8 @@ def _numbered(folder: Path, number: int) -> Path:
     return folder / f"attempt_{number:03d}.json"
 
 
-def _number(attempt: Attempt) -> int:
-    return int(attempt.path.stem.removeprefix("attempt_"))
+def _number(path: Path) -> int:
+    return int(path.stem.removeprefix("attempt_"))
 
 
 def _as_json(attempt: Attempt) -> str:

@@ -1,23 +1,22 @@
-"""What the user sees while a sweep runs: a live table on a terminal, lines in a file."""
+"""The output of a running sweep: a live table on a terminal, otherwise lines."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from types import TracebackType
 
 from rich.console import Console
 from rich.live import Live
 
 from nnunet_unifiedloss.sweep.status import Status
-from nnunet_unifiedloss.sweep.tables import live_table
+from nnunet_unifiedloss.sweep.tables import counts, live_table, matrix_table, remarks
 
 
 class Display:
     """The live table and the lines above it.
 
     Args:
-        console: Where to show them.
+        console: The console to print on.
     """
 
     def __init__(self, console: Console) -> None:
@@ -29,24 +28,25 @@ class Display:
             self._live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._live.stop()
 
     def show(self, statuses: Sequence[Status]) -> None:
-        """Show how far all jobs are."""
+        """Update the live table."""
         if self._console.is_terminal:
             self._live.update(live_table(statuses, self._console), refresh=True)
 
     def settled(self, status: Status) -> None:
-        """A job has come to its end, or will not be started."""
+        """Print the outcome of a job that has ended or will not be started."""
         dice = f", mean Dice {status.dice:.3f}" if status.dice is not None else ""
         error = f": {status.error}" if status.error else ""
         self.say(f"{status.state}: {status.job.name}{dice}{error}")
+
+    def results(self, statuses: Sequence[Status]) -> None:
+        """Print the matrix of all trainings, the errors and the number of jobs in each state."""
+        self._console.print(matrix_table(statuses, self._console))
+        for line in (*remarks(statuses), counts(statuses)):
+            self._console.print(line, soft_wrap=True)
 
     def say(self, text: str) -> None:
         """Print a line with the time of day."""

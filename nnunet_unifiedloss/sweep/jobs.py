@@ -1,4 +1,4 @@
-"""The jobs of a sweep: which of nnU-Net's commands, what they need first, whether they are done."""
+"""The jobs of a sweep: nnU-Net's commands, their requirements and their results."""
 
 from __future__ import annotations
 
@@ -20,53 +20,53 @@ from nnunet_unifiedloss.results.trainings import (
     whole_and_broken_checkpoints,
 )
 
-# Locks and logs of the sweep, beside nnU-Net's data sets, which it recognises by their names.
+# the folder of locks and logs, which nnU-Net does not take for a data set because of its name
 RECORDS = "unifiedloss_sweep"
 
 
 class Job(ABC):
-    """Something to be done by one of nnU-Net's commands."""
+    """A task for one of nnU-Net's commands."""
 
     requires: tuple[Job, ...]
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """What people call it; no two jobs have the same."""
+        """The unique name of the job."""
 
     @property
     @abstractmethod
     def records(self) -> Path:
-        """The folder of its attempts and their logs."""
+        """The folder of the job's attempts and their logs."""
 
     @property
     @abstractmethod
     def shared(self) -> Path | None:
-        """Where to wait while another job writes the same files; None where none can."""
+        """The lock of files that other jobs write too; None if there are no such files."""
 
     @property
     @abstractmethod
     def plans(self) -> Plans:
-        """The plans that it uses."""
+        """The plans that the job uses."""
 
     @abstractmethod
     def is_done(self) -> bool:
-        """Whether its results are complete."""
+        """Return True if the results are complete."""
 
     @abstractmethod
     def command(self) -> list[str]:
-        """nnU-Net's command, as it is to be typed now."""
+        """Return nnU-Net's command for what is missing now."""
 
     def is_planned(self) -> bool:
-        """Whether nnU-Net has planned its configuration, which depends on the size of images."""
+        """Return True if nnU-Net has planned the configuration: small images have fewer."""
         return True
 
     def is_saving(self) -> bool:
-        """Whether stopping it now would leave half a checkpoint."""
+        """Return True if stopping the job now would leave half a checkpoint."""
         return False
 
     def tidy(self) -> None:  # noqa: B027 (most jobs have nothing to tidy)
-        """Put out of the way what nnU-Net would stumble over; only while nobody is at the job."""
+        """Set files aside that nnU-Net could not read; only while the job does not run."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ class Preparation(Job):
     Attributes:
         dataset: Name of the data set.
         plans_identifier: ``nnUNetPlans``, …
-        configurations: Those that have to be preprocessed.
-        requires: Nothing.
+        configurations: The configurations to preprocess.
+        requires: No other jobs.
     """
 
     dataset: str
@@ -119,7 +119,7 @@ class Preparation(Job):
         number = str(int(self.dataset[len("Dataset") :][:3]))
         processes = os.environ.get("nnUNet_def_n_proc")
         workers = ["-np", processes] if processes else []
-        if self.plans.exist:  # planning again would replace what somebody has edited
+        if self.plans.exist:  # planning again would discard edits of the user
             plans = (
                 []
                 if self.plans_identifier == DEFAULT_PLANS
@@ -137,11 +137,11 @@ class Preparation(Job):
 
 @dataclass(frozen=True)
 class TrainingJob(Job):
-    """Train and validate one fold, or go on where that was interrupted.
+    """Train and validate one fold, or continue it.
 
     Attributes:
-        training: Which one.
-        requires: The preparation of its data; for a cascade also the trainings of the stage before.
+        training: The training.
+        requires: The preparation of its data; for a cascade also the trainings of its first stage.
         flags: Further flags of ``nnUNetv2_train``: ``("-device", "cpu", "--npz")``.
         next_stages: The cascades that need this training's predictions as input.
     """
@@ -169,7 +169,7 @@ class TrainingJob(Job):
     @property
     @override
     def shared(self) -> Path | None:
-        # The first training of a data set writes its splits; others would read half a file.
+        # the first training of a data set writes its splits; others would read half a file
         split = self.training.fold == "all" or self.plans.folds() is not None
         return None if split else _records_of(self.training.dataset) / "writing"
 
@@ -183,9 +183,9 @@ class TrainingJob(Job):
         return state(self.folder) == "finished" and not self._lacks_predictions()
 
     def _lacks_predictions(self) -> bool:
-        """Whether a case lacks what a next stage or ``--npz`` asks for.
+        """Return True if predictions for the next stage or of ``--npz`` are missing.
 
-        The data of the next stage may not have been there, or nobody asked for ``.npz`` before.
+        The training may have run before the next stage was planned, or without ``--npz``.
         """
         stages = self.folder.parent / "predicted_next_stage"
         wanted = [(stages / stage).glob("*") for stage in self.next_stages]
@@ -194,7 +194,7 @@ class TrainingJob(Job):
         return any(self._validation_cases() - {path.stem for path in paths} for paths in wanted)
 
     def _validation_cases(self) -> set[str]:
-        """The cases that it predicts at its end; none where the splits do not tell."""
+        """Return the validation cases; empty if the splits are unknown."""
         folds, fold = self.plans.folds() or [], self.training.fold
         if fold == "all":
             return set().union(*folds)
@@ -228,7 +228,7 @@ class TrainingJob(Job):
 
 
 def _one_per_folder(plans: Plans, configurations: list[str]) -> list[str]:
-    """Configurations without those that share the data of another one, like a cascade."""
+    """Return the configurations without those that share another one's data, as cascades do."""
     first: dict[Path, str] = {}
     for name in sorted(configurations, key=lambda name: plans.previous_stage(name) is not None):
         base = "3d_fullres" if name == "3d_cascade_fullres" and not plans.exist else name
@@ -237,10 +237,10 @@ def _one_per_folder(plans: Plans, configurations: list[str]) -> list[str]:
 
 
 def plans_of(dataset: str, identifier: str) -> Plans:
-    """The plans of a data set."""
+    """Return the plans of a data set."""
     return Plans(nnunet_folder("nnUNet_preprocessed") / dataset, identifier)
 
 
 def _records_of(dataset: str) -> Path:
-    """The records of what is written into a data set's preprocessed folder."""
+    """Return the folder for jobs that write into a data set's preprocessed folder."""
     return nnunet_folder("nnUNet_preprocessed") / RECORDS / dataset

@@ -1,4 +1,4 @@
-"""Running the jobs of a sweep on this computer, several at a time, each on a GPU of its own."""
+"""Running the jobs of a sweep on this computer, several at a time, each on its own GPU."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SECONDS_TO_STOP_AT_ONCE = 15.0
 
 @dataclass(frozen=True)
 class _Runner:
-    """A process that carries a job out for as long as its stdin stays open."""
+    """A process that carries a job out as long as its stdin stays open."""
 
     job: Job
     gpu: str | None
@@ -44,12 +44,12 @@ class _Runner:
     errors: IO[bytes]
 
     def end(self) -> None:
-        """Let it stop what it does."""
+        """Tell the process to stop."""
         if self.process.stdin is not None:
             self.process.stdin.close()
 
     def last_words(self) -> str:
-        """What it printed last, if it broke."""
+        """Return the last line that the process printed."""
         self.errors.seek(0)
         lines = self.errors.read().decode(errors="replace").strip().splitlines()
         return f": {lines[-1]}" if lines else ""
@@ -57,13 +57,13 @@ class _Runner:
 
 @dataclass
 class LocalSweep:
-    """The jobs on their way.
+    """A sweep on this computer.
 
     Attributes:
-        jobs: All of them, each after those that it requires.
+        jobs: All jobs, each after those that it requires.
         gpus: The GPUs to pin the jobs to; none for nnU-Net's own choice.
-        parallel: How many run at a time.
-        display: What the user sees.
+        parallel: Number of jobs that run at a time.
+        display: The output.
     """
 
     jobs: Sequence[Job]
@@ -76,17 +76,17 @@ class LocalSweep:
     _began: float = field(default_factory=filesystem_clock)
 
     def run(self) -> list[Status]:
-        """Run all jobs to their ends, in an order that respects what they require.
+        """Run all jobs, each after those that it requires.
 
         Returns:
-            The status of each job at its end.
+            The final status of each job.
 
         Raises:
-            KeyboardInterrupt: The user has interrupted; nothing of the sweep is running any more.
+            KeyboardInterrupt: The user has interrupted; no process of the sweep runs any more.
         """
         shown = 0.0
         now = filesystem_clock()
-        before = (look(job, now) for job in self.jobs)  # what is done does not wait for room
+        before = (look(job, now) for job in self.jobs)
         self.settled |= {status.job.name: status for status in before if status.state == "done"}
         with termination_as_exception(), self.display:
             try:
@@ -99,12 +99,12 @@ class LocalSweep:
                     time.sleep(SECONDS_BETWEEN_LOOKS)
             except BaseException:
                 self._stop()
-                self.display.say("stopped; the same command goes on from here")
+                self.display.say("stopped; the same command continues from here")
                 raise
         return [self.settled[job.name] for job in self.jobs]
 
     def _statuses(self) -> list[Status]:
-        """What is settled, and what is running now; the rest waits."""
+        """Return the final status of settled jobs and the present one of running jobs."""
         now = filesystem_clock()
         return [
             self.settled.get(job.name)
@@ -113,7 +113,7 @@ class LocalSweep:
         ]
 
     def _collect(self) -> None:
-        """Settle what has ended."""
+        """Settle the jobs that have ended."""
         for name, runner in list(self._running.items()):
             job, exit_status = runner.job, runner.process.poll()
             if exit_status is None:
@@ -121,7 +121,9 @@ class LocalSweep:
             del self._running[name]
             runner.end()
             status = look(job, filesystem_clock())
-            if exit_status == EXIT_BUSY or status.state == "running":  # elsewhere, or an orphan
+            if (
+                exit_status == EXIT_BUSY or status.state == "running"
+            ):  # elsewhere, or without its runner
                 self._look_again[name] = time.monotonic() + SECONDS_BETWEEN_LOOKS_ELSEWHERE
                 continue
             if status.state not in ("done", "failed"):
@@ -130,7 +132,7 @@ class LocalSweep:
             self._settle(status)
 
     def _start(self) -> None:
-        """Start what may start, as long as there is room."""
+        """Start jobs whose requirements are done, up to the number that run at a time."""
         for job in self.jobs:
             if job.name in self.settled or job.name in self._running:
                 continue
@@ -142,7 +144,7 @@ class LocalSweep:
                 self._start_one(job)
 
     def _start_one(self, job: Job) -> None:
-        """Start a job, unless it is settled or somebody else is at it."""
+        """Start a job, unless its outcome is known or another process carries it out."""
         if time.monotonic() < self._look_again.get(job.name, 0):
             return
         status = look(job, filesystem_clock())
@@ -169,7 +171,7 @@ class LocalSweep:
         self.display.say(f"started: {pinned}{command}")
 
     def _load(self) -> Counter[str | None]:
-        """How many jobs each GPU has."""
+        """Return the number of running jobs of each GPU."""
         return Counter(runner.gpu for runner in self._running.values())
 
     def _settle(self, status: Status) -> None:
@@ -177,15 +179,15 @@ class LocalSweep:
         self.display.settled(status)
 
     def _stop(self) -> None:
-        """Let all runners end their commands, and wait for them."""
+        """Stop all runners and wait for them."""
         if self._running:
-            self.display.say("stopping what runs, which may take some seconds …")
+            self.display.say("stopping the running jobs, which may take some seconds …")
         for runner in self._running.values():
             runner.end()
         runners = [runner.process for runner in self._running.values()]
         try:
             _wait(runners, SECONDS_TO_STOP)
-        except BaseException:  # asked again: without waiting for a checkpoint to be written
+        except BaseException:  # interrupted again: do not wait for a checkpoint to be written
             for process in runners:
                 process.terminate()
             _wait(runners, SECONDS_TO_STOP_AT_ONCE)
@@ -196,7 +198,7 @@ class LocalSweep:
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
-    """Wait until all have ended, or time is up."""
+    """Wait until all processes have ended, or the time is over."""
     end = time.monotonic() + seconds
     for process in processes:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -214,7 +216,7 @@ def _start_runner(job: Job, gpu: str | None) -> _Runner:
         start_new_session=True,
     )
     assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError):  # it broke at once: its exit status says so
+    with contextlib.suppress(BrokenPipeError):  # it has failed at once, as its exit status says
         pickle.dump(job, process.stdin)
         process.stdin.flush()
     return _Runner(job, gpu, process, errors)

@@ -26,9 +26,9 @@ def plan_jobs(
     flags: Sequence[str] = (),
     to_run: bool = True,
 ) -> list[Job]:
-    """The jobs of a matrix of trainings, each after those that it requires.
+    """Return the jobs of a matrix of trainings, each after those that it requires.
 
-    Added are the preparations that are due and, for a cascade, all folds of the stage before it.
+    Missing preparations and, for a cascade, all folds of its first stage are added.
 
     Args:
         datasets: Names of the data sets.
@@ -37,12 +37,11 @@ def plan_jobs(
         folds: ``0`` to ``4``, or ``all``.
         plans: Identifiers of the plans.
         flags: Further flags of ``nnUNetv2_train``.
-        to_run: Whether they are to be run, and not only to be looked at, perhaps from a computer
-            that has not all of the data.
+        to_run: False if only the status is needed, perhaps on a computer without all of the data.
 
     Raises:
-        ValueError: A configuration does not exist, or a data set that is to be run can't be
-            planned and preprocessed.
+        ValueError: A configuration does not exist, or a data set cannot be planned and
+            preprocessed.
     """
     _check_configurations(datasets, configurations, plans)
     jobs = [
@@ -64,7 +63,7 @@ def _jobs(
     folds: Sequence[str],
     flags: tuple[str, ...],
 ) -> Iterator[Job]:
-    """The jobs of one data set with one plans file."""
+    """Yield the jobs of one data set with one plans file."""
     plans = plans_of(dataset, identifier)
     stages = {name: stage for name in configurations if (stage := plans.previous_stage(name))}
     wanted = tuple(dict.fromkeys([*stages.values(), *configurations]))
@@ -89,8 +88,8 @@ def _jobs(
 def _check_configurations(
     datasets: Sequence[str], configurations: Sequence[str], plans: Sequence[str]
 ) -> None:
-    """Refuse a name that neither nnU-Net nor a data set knows, which is a typing error."""
-    known = set(STANDARD_CONFIGURATIONS)  # small images have fewer, which is no error
+    """Raise a ValueError for a configuration that neither nnU-Net nor a data set knows."""
+    known = set(STANDARD_CONFIGURATIONS)  # small images have fewer, which is not an error
     for dataset, identifier in itertools.product(datasets, plans):
         known |= set(plans_of(dataset, identifier).configurations)
     for name in configurations:
@@ -102,7 +101,7 @@ def _check_configurations(
 
 
 def _check_source(preparation: Preparation) -> None:
-    """Refuse what nnU-Net can neither plan nor preprocess."""
+    """Raise a ValueError for a data set that nnU-Net can neither plan nor preprocess."""
     if not (nnunet_folder("nnUNet_raw") / preparation.dataset).is_dir():
         raise ValueError(
             f"-d {preparation.dataset}: is not preprocessed for {preparation.plans_identifier} "

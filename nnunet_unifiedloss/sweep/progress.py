@@ -1,4 +1,4 @@
-"""How far a training is, from the logs that nnU-Net writes while it trains."""
+"""The progress of a training, read from nnU-Net's logs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from statistics import median
 from nnunet_unifiedloss.results.training_log import mean_pseudo_dice
 from nnunet_unifiedloss.results.trainings import read_json
 
-# some ten epochs; only the end of a log is read, as there may be a thousand on a slow file server
+# about ten epochs: a thousand long logs on a slow file server could not be read completely
 TAIL = 8192
 LOGS_LOOKED_AT = 3
 SECONDS_WITHOUT_LOG = 600.0
@@ -20,16 +20,16 @@ EPOCHS_WITHOUT_LOG = 3
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a training is.
+    """The progress of a training.
 
     Attributes:
-        epoch: Number of complete epochs.
+        epoch: Number of completed epochs.
         epochs: Number of epochs of the whole training.
         pseudo_dice: Mean over classes of the last epoch's pseudo Dice.
         seconds_left: Estimated from the last epochs, without the validation at the end.
-        validating: All epochs are complete, nnU-Net predicts the validation cases.
-        changed: When the log last grew, in seconds since 1970.
-        patience: For how many seconds the log of a running training may stay as it is.
+        validating: True once all epochs are completed and nnU-Net predicts the validation cases.
+        changed: Time at which the log last grew, in seconds since 1970.
+        patience: Seconds for which the log of a running training may stay unchanged.
     """
 
     epoch: int | None = None
@@ -42,10 +42,10 @@ class Progress:
 
 
 def read_progress(folder: Path) -> Progress | None:
-    """Read how far a training is.
+    """Read the progress of a training.
 
     Args:
-        folder: Its ``fold_X``.
+        folder: The training's ``fold_X``.
 
     Returns:
         The progress, or None if nnU-Net has not written a log.
@@ -54,7 +54,7 @@ def read_progress(folder: Path) -> Progress | None:
     if not logs:
         return None
     text = ""
-    for _, path in logs[:LOGS_LOOKED_AT]:  # a continued training has one for each start
+    for _, path in logs[:LOGS_LOOKED_AT]:  # a continued training has one log for each start
         text = _tail(path) + text
         if ": Epoch " in text:
             break
@@ -78,7 +78,7 @@ def read_progress(folder: Path) -> Progress | None:
 
 
 def _logs(folder: Path) -> list[tuple[float, Path]]:
-    """The logs and when they last grew, newest first."""
+    """Return the logs and the times of their last change, newest first."""
     try:
         with os.scandir(folder) as entries:
             logs = [
@@ -105,7 +105,7 @@ def _complete(text: str, started: list[int]) -> int | None:
 
 
 def _number_of_epochs(folder: Path) -> int | None:
-    """From what nnU-Net notes about the trainer when it starts."""
+    """Read the number of epochs from the settings that nnU-Net logs at the start."""
     try:
         return int(read_json(folder / "debug.json")["num_epochs"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):

@@ -1,7 +1,7 @@
-"""Carrying out one job: the same on this computer and on a cluster's node.
+"""Carrying out one job, on this computer or on a node of a cluster.
 
 As a program (``python -m nnunet_unifiedloss.sweep.runner``) it reads the pickled job from stdin and
-stops when stdin is closed, so that nothing goes on when the sweep is killed, by whatever.
+stops when stdin is closed, so that no training outlives a sweep that is killed.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ def carry_out(job: Job, *, shielded: bool = False) -> bool:
         shielded: See :func:`~nnunet_unifiedloss._support.processes.running`.
 
     Returns:
-        Whether it is done now; False if somebody else is at it.
+        True if the job is done now; False if another process carries it out.
 
     Raises:
-        JobFailedError: It failed; the message is one line, the rest is in the attempt's log.
+        JobFailedError: The job failed; the message is one line, the rest is in the attempt's log.
     """
     if look(job, filesystem_clock()).state == "running":
         return False
     own = begin(job.records, job.name)
-    if own is None:  # somebody was faster
+    if own is None:  # another process was faster
         return False
     with own:
         try:
@@ -73,7 +73,7 @@ def _run_what_is_missing(job: Job, own: OwnAttempt, shielded: bool) -> None:
         before.name for before in job.requires if before.is_planned() and not before.is_done()
     ]
     if waiting:
-        raise JobFailedError(f"these have to be done before: {', '.join(waiting)}")
+        raise JobFailedError(f"these jobs have to be done first: {', '.join(waiting)}")
     with contextlib.ExitStack() as shared:
         if job.shared is not None:
             shared.enter_context(alone(job.shared, job.name))
@@ -81,8 +81,8 @@ def _run_what_is_missing(job: Job, own: OwnAttempt, shielded: bool) -> None:
         command = job.command()
         status = _run(job, command, own, shared, shielded)
     if shielded and status == -signal.SIGTERM:
-        # Slurm has preempted, requeued or cancelled the job, and kills this process when it is
-        # time; who ends by himself before is not requeued.
+        # Slurm has preempted, requeued or cancelled the job and will kill this process; a job that
+        # ends by itself before that is not requeued.
         time.sleep(SECONDS_OF_GRACE)
     output = own.attempt.log.read_text(encoding="utf-8", errors="replace")
     if status != 0:
@@ -119,13 +119,13 @@ def _wait(
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(SECONDS_BETWEEN_LOOKS)
         if own.lost:
-            raise JobFailedError("no heartbeat came through, and somebody else has taken over")
-        if job.shared is None:  # others may go on as soon as nothing is shared any more
+            raise JobFailedError("no heartbeat was written, and another process has taken over")
+        if job.shared is None:  # the shared files are written: others may continue
             shared.close()
 
 
 def _let_it_save(job: Job) -> None:
-    """nnU-Net writes a checkpoint in place: to stop it meanwhile would cost the one before, too."""
+    """Wait for a checkpoint: nnU-Net writes in place, so stopping now would lose the last one."""
     end = time.monotonic() + SECONDS_TO_SAVE
     while job.is_saving() and time.monotonic() < end:
         time.sleep(0.1)
@@ -137,7 +137,7 @@ def _last_line(output: str) -> str | None:
 
 
 def main() -> int:
-    """Carry out the job that stdin holds."""
+    """Carry out the job that is read from stdin."""
     job: Job = pickle.load(sys.stdin.buffer)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with termination_as_exception():

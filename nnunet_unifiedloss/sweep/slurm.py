@@ -1,7 +1,7 @@
-"""Running the jobs of a sweep on a Slurm cluster: submitted with submitit, then only watched.
+"""Running the jobs of a sweep on a Slurm cluster, submitted with submitit.
 
-Slurm does the scheduling: jobs without open requirements go into one array, those that wait for
-others into arrays with a dependency.
+Slurm does the scheduling: jobs without open requirements form one array, and those that wait for
+others form arrays with a dependency.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from nnunet_unifiedloss.results.trainings import nnunet_folder
 from nnunet_unifiedloss.sweep.attempts import SECONDS_BETWEEN_HEARTBEATS, last_attempt
 from nnunet_unifiedloss.sweep.display import Display
 from nnunet_unifiedloss.sweep.jobs import RECORDS, Job, Preparation
-from nnunet_unifiedloss.sweep.queue import read_queue
 from nnunet_unifiedloss.sweep.runner import carry_out
 from nnunet_unifiedloss.sweep.status import (
     HOPELESS,
@@ -35,11 +34,12 @@ from nnunet_unifiedloss.sweep.status import (
     blocked,
     filesystem_clock,
     look,
+    read_queue,
     submission,
 )
 
 SECONDS_BETWEEN_LOOKS = 10.0
-LOOKS_TO_BE_GONE = 2  # a file server may show a result some seconds after Slurm forgets the job
+LOOKS_TO_BE_GONE = 2  # a file server may show results some seconds after the job has left the queue
 LARGEST_ARRAY = 1000  # Slurm's default MaxArraySize allows 1001
 DEFAULT_MINUTES = 24 * 60
 DEFAULT_TIMEOUTS = 100
@@ -47,32 +47,32 @@ FOR_PREPARATION = "prepare_"
 
 
 class ClusterJob(Checkpointable):
-    """What a node does with a job, again after each requeue.
+    """The function that a node runs for a job, again after each requeue.
 
-    submitit requeues it when Slurm announces the end of its time, and Slurm itself after a
-    preemption; what nnU-Net left on disk tells where to go on.
+    submitit requeues it when Slurm announces the time limit, and Slurm itself after a preemption;
+    nnU-Net's files tell how to continue.
     """
 
     def __call__(self, job: Job) -> None:
-        """Carry out the job, unless somebody else does."""
+        """Carry out the job, unless another process does."""
         while not carry_out(job, shielded=True):
             before = last_attempt(job.records)
             heartbeat = before.last_heartbeat() if before else None
             time.sleep(2 * SECONDS_BETWEEN_HEARTBEATS)
             after = last_attempt(job.records)
             if after is None or after != before or after.last_heartbeat() != heartbeat:
-                return  # it really runs elsewhere, and is not one that died with its node
+                return  # it really runs elsewhere and did not die with its node
 
 
 @dataclass
 class SlurmSweep:
-    """The jobs on their way through Slurm's queue.
+    """A sweep on a Slurm cluster.
 
     Attributes:
-        jobs: All of them, each after those that it requires.
+        jobs: All jobs, each after those that it requires.
         options: ``key=value`` for sbatch.
-        parallel: How many elements of an array run at a time; submitit's default if None.
-        display: What the user sees.
+        parallel: Number of elements of an array that run at a time; submitit's default if None.
+        display: The output.
     """
 
     jobs: Sequence[Job]
@@ -88,10 +88,10 @@ class SlurmSweep:
         """Submit all jobs and wait until they have left the queue.
 
         Returns:
-            The status of each job at its end.
+            The final status of each job.
 
         Raises:
-            ValueError: An option is not as sbatch wants it.
+            ValueError: An option is malformed.
             RuntimeError: There is no Slurm, or it refuses the jobs.
         """
         parse_options(self.options)
@@ -110,7 +110,7 @@ class SlurmSweep:
         return [self.settled[job.name] for job in self.jobs]
 
     def _look(self) -> list[Status]:
-        """The status of each job; those at their end are settled."""
+        """Return the status of each job, and settle those that have ended."""
         queue, now = read_queue(), filesystem_clock()
         statuses = []
         for job in self.jobs:
@@ -125,7 +125,7 @@ class SlurmSweep:
         return statuses
 
     def _end(self, status: Status, queue: dict[str, str] | None) -> Status | None:
-        """The final status of a job; None as long as it goes on."""
+        """Return the final status of a job; None while it waits or runs."""
         job = status.job
         if status.state in ("done", "unplanned"):
             return status
@@ -146,7 +146,7 @@ class SlurmSweep:
         return Status(job, "failed", status.progress, error=error, log=status.log)
 
     def _submit(self, statuses: Sequence[Status]) -> None:
-        """Submit every job whose requirements are done or in the queue, and is not itself."""
+        """Submit the jobs whose requirements are done or submitted."""
         waiting = [
             status.job
             for status in statuses
@@ -170,11 +170,11 @@ class SlurmSweep:
                     self._submit_array(part, numbers_before, prepares)
 
     def _submit_array(self, jobs: list[Job], before: tuple[str, ...], prepares: bool) -> None:
-        """Submit jobs that wait for the same others as one array."""
+        """Submit jobs with the same requirements as one array."""
         parameters, timeouts = parse_options(self.options, prepares=prepares)
         if before:
             extra = parameters.setdefault("additional_parameters", {})
-            # an array whose requirement has failed would stay in the queue for ever
+            # otherwise an array whose requirement has failed would stay in the queue for ever
             extra |= {"dependency": f"afterok:{':'.join(before)}", "kill-on-invalid-dep": "yes"}
         if self.parallel is not None:
             parameters["array_parallelism"] = self.parallel
@@ -195,7 +195,7 @@ class SlurmSweep:
 
 @contextlib.contextmanager
 def _outside_of_any_job() -> Iterator[None]:
-    """The environment without the traces of a job, as sweep itself may be one of Slurm's."""
+    """Hide the variables of a Slurm job, as the sweep itself may run in one."""
     kept = {name: os.environ[name] for name in ("SLURM_CONF",) if name in os.environ}
     with clean_env():
         os.environ.update(kept)
@@ -203,18 +203,18 @@ def _outside_of_any_job() -> Iterator[None]:
 
 
 def parse_options(options: Sequence[str], *, prepares: bool = False) -> tuple[dict[str, Any], int]:
-    """Options for sbatch as submitit wants them.
+    """Convert options of sbatch to submitit's parameters.
 
     Args:
-        options: ``key=value``; a key that begins with ``prepare_`` is for preparations alone, and
-            an empty value takes the option away.
-        prepares: Whether they are for a preparation.
+        options: ``key=value``; a key that begins with ``prepare_`` is for preparations only, and an
+            empty value removes the option.
+        prepares: True for the options of a preparation.
 
     Returns:
-        The parameters, and how often a job may run out of time.
+        The parameters, and the number of times that a job may reach its time limit.
 
     Raises:
-        ValueError: An option has no ``=``, or its value cannot be used.
+        ValueError: An option has no ``=``, or its value is invalid.
 
     Example:
         >>> parse_options(["partition=gpu", "time=1-12:00:00", "reservation=mine"])[0]
@@ -247,10 +247,10 @@ def parse_options(options: Sequence[str], *, prepares: bool = False) -> tuple[di
 
 
 def minutes(text: str) -> int:
-    """Slurm's ways to write a duration, in minutes.
+    """Convert a duration in any of Slurm's formats to minutes.
 
     Raises:
-        ValueError: It is none of them.
+        ValueError: The text has none of these formats.
 
     Example:
         >>> minutes("90"), minutes("90:30"), minutes("24:00:00"), minutes("2-12"), minutes("1-0:30")

@@ -1,7 +1,9 @@
-"""How far the jobs of a sweep are: what nnU-Net left on disk, and who is at them."""
+"""The status of a sweep's jobs, from nnU-Net's files and from the attempts at the jobs."""
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from nnunet_unifiedloss.sweep.attempts import (
 from nnunet_unifiedloss.sweep.jobs import RECORDS, Job, TrainingJob
 from nnunet_unifiedloss.sweep.progress import Progress, read_progress
 
+SECONDS_FOR_SQUEUE = 60.0
 SUBMISSION = "slurm_job"
 BY_HAND = "by hand"
 
@@ -30,25 +33,25 @@ State = Literal[
     "not started",
     "unplanned",
 ]
-# a job that depends on one of these cannot be done; nor can one that depends on such a job
+# a job cannot be done if it requires one in these states
 HOPELESS = frozenset({"failed", "blocked"})
 
 
 @dataclass(frozen=True)
 class Status:
-    """How far one job is.
+    """The status of one job.
 
     Attributes:
         job: The job.
-        state: ``unplanned``: nnU-Net's plans of this data set have no such configuration;
-            ``blocked``: a job that has to be done before has failed.
-        progress: What nnU-Net's training log says.
-        dice: nnU-Net's mean validation Dice, when it is done.
-        where: The computer that it runs on, or its number in Slurm's queue, or ``by hand`` when no
-            sweep started it: its log has grown lately.
-        since: When it was started there, in seconds since 1970.
-        ended: When the last attempt ended.
-        error: Why it failed, in one line.
+        state: ``unplanned`` if nnU-Net's plans of this data set have no such configuration;
+            ``blocked`` if a required job has failed.
+        progress: The progress in nnU-Net's training log.
+        dice: nnU-Net's mean validation Dice, when the job is done.
+        where: The computer that the job runs on, or its number in Slurm's queue, or ``by hand`` if
+            no sweep started it but its log has grown recently.
+        since: Start of the running attempt, in seconds since 1970.
+        ended: End of the last attempt.
+        error: Reason of the failure, in one line.
         log: The output of the last attempt.
     """
 
@@ -64,16 +67,16 @@ class Status:
 
 
 def look(job: Job, now: float, queue: Mapping[str, str] | None = None) -> Status:
-    """How far a job is.
+    """Return the status of a job.
 
     Args:
         job: The job.
-        now: The time by the file server's clock, see :func:`look_at_all`.
-        queue: The state of each job in Slurm's queue by its number.
+        now: The time by :func:`filesystem_clock`.
+        queue: The states of :func:`read_queue`.
     """
     try:
         return _look(job, now, queue or {})
-    except (OSError, ValueError) as error:  # one folder out of reach must not end all
+    except (OSError, ValueError) as error:  # an unreadable folder must not hide the other jobs
         return Status(job, "failed", error=f"cannot be read: {error}")
 
 
@@ -99,19 +102,19 @@ def _look(job: Job, now: float, queue: Mapping[str, str]) -> Status:
 
 
 def look_at_all(jobs: Iterable[Job], queue: Mapping[str, str] | None = None) -> list[Status]:
-    """How far all jobs are, with those blocked that wait for one that failed.
+    """Return the status of all jobs; those that require a failed one are blocked.
 
     Args:
         jobs: The jobs, each after those that it requires.
-        queue: See :func:`look`.
+        queue: The states of :func:`read_queue`.
     """
     now = filesystem_clock()
     statuses: list[Status] = []
     hopeless: set[str] = set()
     for job in jobs:
         status = look(job, now, queue)
-        waits_in_vain = any(before.name in hopeless for before in job.requires)
-        if waits_in_vain and status.state in ("not started", "interrupted", "failed"):
+        is_blocked = any(before.name in hopeless for before in job.requires)
+        if is_blocked and status.state in ("not started", "interrupted", "failed"):
             status = blocked(status, hopeless)
         if status.state in HOPELESS:
             hopeless.add(job.name)
@@ -120,18 +123,37 @@ def look_at_all(jobs: Iterable[Job], queue: Mapping[str, str] | None = None) -> 
 
 
 def blocked(status: Status, hopeless: set[str]) -> Status:
-    """The status of a job that waits in vain."""
+    """Return the status of a job that requires a failed one."""
     failed = [before.name for before in status.job.requires if before.name in hopeless]
     return Status(status.job, "blocked", status.progress, error=f"needs {', '.join(failed)}")
 
 
 def filesystem_clock() -> float:
-    """The time by the clock of the file server with the results."""
+    """Return the time by the clock of the file server that holds the results."""
     return clock(nnunet_folder("nnUNet_results") / RECORDS)
 
 
+def read_queue() -> dict[str, str] | None:
+    """Read the states of this user's jobs from Slurm's queue.
+
+    Returns:
+        ``PENDING``, ``RUNNING``, … by the job's number, such as ``12`` or ``12_3``; None if there
+        is no Slurm, or it does not answer.
+    """
+    if shutil.which("squeue") is None:
+        return None
+    command = ["squeue", "--noheader", "--array", "--me", "--format=%i|%T"]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=SECONDS_FOR_SQUEUE
+        )
+    except (subprocess.SubprocessError, OSError):
+        return None
+    return dict(line.split("|", 1) for line in done.stdout.split())
+
+
 def submission(job: Job) -> str | None:
-    """The number that Slurm gave to a job when it was last submitted."""
+    """Return Slurm's number of the last submission of a job."""
     try:
         return (job.records / SUBMISSION).read_text(encoding="ascii").strip()
     except FileNotFoundError:
@@ -139,7 +161,7 @@ def submission(job: Job) -> str | None:
 
 
 def _holds(condition: Callable[[], bool]) -> bool:
-    """Whether something is so; a file that is cut short is just being written."""
+    """Return a condition, or False while a file that it reads is being written."""
     try:
         return condition()
     except ValueError:
@@ -147,11 +169,13 @@ def _holds(condition: Callable[[], bool]) -> bool:
 
 
 def _grows_without_us(progress: Progress, last: Attempt | None, now: float) -> bool:
-    """Whether a training that no sweep is at has written to its log lately."""
-    if abs(now - progress.changed) > progress.patience:  # the future: a clock was wrong
+    """Return True if the log of a training that no sweep runs has grown recently."""
+    if (
+        abs(now - progress.changed) > progress.patience
+    ):  # a time in the future comes from a wrong clock
         return False
     if last is None:
         return True
-    # what the last attempt wrote before it ended or was killed is no sign of life
+    # lines that the last attempt wrote before its end do not count
     until = last.ended or last.last_heartbeat() + SECONDS_BETWEEN_HEARTBEATS
     return progress.changed > until + 5

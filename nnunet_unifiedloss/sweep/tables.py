@@ -1,4 +1,4 @@
-"""The status of a sweep for people (tables) and programs (JSON)."""
+"""The status of a sweep as tables for people and as JSON for programs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nnunet_unifiedloss.results.trainings import DEFAULT_PLANS
 from nnunet_unifiedloss.sweep.jobs import Job, TrainingJob
 from nnunet_unifiedloss.sweep.status import State, Status
 
-# in the order of the live table
+# sorted as in the live table
 STATES: dict[State, str] = {
     "running": "bold cyan",
     "failed": "bold red",
@@ -32,7 +32,7 @@ ROWS_SHOWN = 25
 
 
 def matrix_table(statuses: Sequence[Status], console: Console) -> Table:
-    """One row for each model, one column for each fold; on a narrow terminal one for all folds."""
+    """Return a table with a row for each model; a narrow one has all folds in one column."""
     rows: dict[tuple[str, str, str], dict[str, Status]] = {}
     for status in statuses:
         if isinstance(status.job, TrainingJob):
@@ -62,7 +62,7 @@ def _narrow_matrix(rows: Mapping[tuple[str, str, str], Mapping[str, Status]]) ->
 
 
 def live_table(statuses: Sequence[Status], console: Console) -> Table:
-    """How many jobs are in which state, and the first of them, those that run at the top."""
+    """Return a table of the first jobs, sorted by state, below the number in each state."""
     order = list(STATES)
     rows = sorted(statuses, key=lambda status: order.index(status.state))
     table = _wide_live(rows[:ROWS_SHOWN])
@@ -96,7 +96,7 @@ def _narrow_live(rows: Iterable[Status]) -> Table:
 
 
 def counts(statuses: Iterable[Status]) -> str:
-    """How many jobs are in which state."""
+    """Return the number of jobs in each state as text."""
     number = Counter(status.state for status in statuses)
     states: list[State] = ["done", *(state for state in STATES if state != "done")]
     found = [f"{number[state]} {state}" for state in states if number[state]]
@@ -104,7 +104,7 @@ def counts(statuses: Iterable[Status]) -> str:
 
 
 def remarks(statuses: Iterable[Status]) -> list[str]:
-    """What the matrix cannot show: preparations, what failed and why, what is left out."""
+    """Return lines that the matrix does not show: preparations, errors, omissions."""
     lines = []
     for status in statuses:
         if not isinstance(status.job, TrainingJob) and status.state != "failed":
@@ -121,7 +121,7 @@ def remarks(statuses: Iterable[Status]) -> list[str]:
 
 
 def as_json(statuses: Iterable[Status]) -> list[dict[str, Any]]:
-    """The status of each job with everything that is known."""
+    """Return the full status of each job for JSON."""
     return [_as_json(status) for status in statuses]
 
 
@@ -189,7 +189,7 @@ def _number(value: float | None) -> str:
 
 
 def clock_time(seconds: float | None) -> str:
-    """A duration in minutes, or hours and minutes.
+    """Return a duration as minutes, or as hours and minutes.
 
     Example:
         >>> clock_time(3725), clock_time(125), clock_time(None)

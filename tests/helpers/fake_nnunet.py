@@ -53,7 +53,7 @@ def make_folders(folder: Path, cases: int = 10) -> dict[str, str]:
 
 
 def finish(folder: Path, dice: float = 0.8) -> None:
-    """What nnU-Net leaves of a training at its end."""
+    """Write the files that nnU-Net leaves at the end of a training."""
     write_checkpoint(folder / "checkpoint_final.pth", EPOCHS)
     (folder / "validation").mkdir(exist_ok=True)
     summary = {"foreground_mean": {"Dice": dice}, "mean": {}, "metric_per_case": []}

@@ -151,7 +151,7 @@ CASES = [
 
 
 def run_rank(rank, folder, cases):
-    """What one of two ranks gets; the first has two samples of three, the other one."""
+    """Evaluate the cases on one of two ranks: the first has two of three samples."""
     torch.set_num_threads(1)
     distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2

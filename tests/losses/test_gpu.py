@@ -94,7 +94,7 @@ def test_distances_in_a_patch(spacing):
 @every_mode
 @pytest.mark.parametrize("compiled", [False, True], ids=["operators", "compiled"])
 def test_many_voxels(name, regions, compiled):
-    """Sums of a million voxels, and errors that are put in order by their leading digits."""
+    """Sums of a million voxels, and errors that are sorted by their leading digits."""
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(2, 4, 64, 64, 128, generator=generator, dtype=torch.float64)
     target = torch.rand(logits.shape, generator=generator)

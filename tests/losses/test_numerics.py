@@ -164,18 +164,18 @@ def test_precise_where_a_structure_is_missed_with_confidence(name, regions, marg
             results[dtype] = value.item(), logits.grad.double()
         (value, grad), (expected_value, expected) = results.values()
         assert value == pytest.approx(expected_value, rel=1e-5)
-        # the slope at the true class; at a saturated class it is a difference of equal numbers
+        # the gradient at the true class; at a saturated class it is a difference of equal numbers
         if regions:
-            slope, expected_slope = grad[target], expected[target]
+            gradient, expected_gradient = grad[target], expected[target]
         else:
-            slope, expected_slope = (
+            gradient, expected_gradient = (
                 g.gather(1, target.long())[target > 0] for g in (grad, expected)
             )
-        scale = expected_slope.abs().max().item()
+        scale = expected_gradient.abs().max().item()
         if name == "HausdorffERLoss" or scale < torch.finfo(torch.float32).tiny:
-            continue  # the largest of errors that are equal in float32 alone gets another slope
-        torch.testing.assert_close(slope, expected_slope, rtol=1e-3, atol=1e-3 * scale)
-        assert (slope.abs().max() > 0) == (scale > 0)
+            continue  # the largest of errors that are equal in float32 alone gets another gradient
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-3, atol=1e-3 * scale)
+        assert (gradient.abs().max() > 0) == (scale > 0)
 
 
 @pytest.mark.parametrize(("channels", "logit"), [(2, 1e30), (7, 1e7), (300, 1e7), (1000, 1e6)])
@@ -188,7 +188,7 @@ def test_cross_entropy_has_no_ceiling(channels, logit):
 
 
 @pytest.mark.parametrize("gamma", [0.1, 0.5, 0.9, 0.99])
-def test_focusing_has_no_infinite_slope(gamma):
+def test_focusing_has_no_infinite_gradient(gamma):
     """(1−p)^γ at p = 1 and (1−TI)^(1−γ) at TI = 1, approached from all sides."""
     _, target = make_batch(channels=2)
     for confidence in torch.linspace(0, 120, 61).tolist():

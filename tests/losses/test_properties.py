@@ -1,4 +1,4 @@
-"""What must hold for every loss on any batch: shapes, classes, masks, logits, parameters."""
+"""Properties of every loss on any batch: shapes, classes, masks, logits, parameters."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_finite_repeatable_and_without_side_effects(name, regions, batch):
         value = batch.value(logits, target)
         value.backward()
         assert torch.isfinite(value)
-        # slopes of a CE of thousands, squared, are too steep for half precision's range
+        # gradients of a CE of thousands, squared, are beyond the range of half precision
         assert torch.isfinite(logits.grad).all() or dtype == torch.float16
         assert value >= 0 or name in NEGATIVE
         assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)

@@ -1,4 +1,4 @@
-"""nnU-Net's folders: names, data sets, and how far a training got."""
+"""nnU-Net's folders: names, data sets and states of trainings."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_data_set_is_found_in_any_of_the_three_folders(folders):
     assert dataset_name("Dataset123_Elsewhere") == "Dataset123_Elsewhere"
 
 
-def test_data_sets_that_cannot_be_told(folders):
+def test_unknown_and_ambiguous_data_sets_are_refused(folders):
     with pytest.raises(ValueError, match=r"data set 4: no folder Dataset004_"):
         dataset_name(4)
     with pytest.raises(ValueError, match=r"'Hippocampus'.*expected a number"):
@@ -53,7 +53,7 @@ def test_data_sets_that_cannot_be_told(folders):
         dataset_name(4)
 
 
-def test_a_folder_that_is_not_set_or_not_there(folders, monkeypatch):
+def test_missing_folders_are_refused(folders, monkeypatch):
     assert nnunet_folder("nnUNet_results") == folders["nnUNet_results"]
     monkeypatch.setenv("nnUNet_results", str(folders["nnUNet_results"] / "missing"))
     with pytest.raises(
@@ -96,8 +96,8 @@ def test_the_state_of_a_training(tmp_path):
     assert state(finished) == "finished"
 
 
-@pytest.mark.parametrize("indent", [4, None])  # as nnU-Net writes it, and rewritten by somebody
-def test_the_mean_dice_of_a_validation_that_is_complete(tmp_path, indent):
+@pytest.mark.parametrize("indent", [4, None])  # as nnU-Net writes it, and rewritten
+def test_the_mean_dice_is_that_of_a_complete_validation(tmp_path, indent):
     folder = make(tmp_path / "fold_0")
     summary = folder / "validation" / "summary.json"
     assert validation_dice(folder) is None

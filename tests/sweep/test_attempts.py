@@ -1,4 +1,4 @@
-"""Locks: one owner at a time, none for ever, on this computer and across a cluster."""
+"""Locks of attempts: one owner at a time, on this computer and across a cluster."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONTENDERS = 8
 
 
 def write_attempt(folder: Path, number: int = 1, **changes) -> Path:
-    """An attempt of a process that is gone, changed as wanted."""
+    """Write an attempt of a process that has ended."""
     own = begin(folder, "job")
     assert own is not None
     path = folder / f"attempt_{number:03d}.json"
@@ -31,7 +31,7 @@ def write_attempt(folder: Path, number: int = 1, **changes) -> Path:
 
 
 def gone() -> Process:
-    """A process of this machine that has ended."""
+    """Return a process of this machine that has ended."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     found = Process.of(process.pid)
     process.communicate()
@@ -49,7 +49,7 @@ def age(path: Path, seconds: float) -> None:
     os.utime(path, (then, then))
 
 
-def test_one_at_a_time_and_numbers_are_never_used_again(tmp_path):
+def test_only_one_attempt_runs_and_numbers_are_not_reused(tmp_path):
     assert last_attempt(tmp_path / "none") is None
     first = begin(tmp_path, "job")
     assert first is not None
@@ -73,7 +73,7 @@ def contend(folder: Path, barrier, winners) -> None:
 
 
 @pytest.mark.parametrize("before", ["nothing", "a dead one"])
-def test_of_many_at_once_exactly_one_wins(tmp_path, before):
+def test_exactly_one_of_many_contenders_wins(tmp_path, before):
     if before == "a dead one":
         for round_ in range(5):
             write_attempt(tmp_path / str(round_))
@@ -92,19 +92,19 @@ def test_of_many_at_once_exactly_one_wins(tmp_path, before):
         assert [won for number, won in results if number == round_].count(True) == 1
 
 
-def test_a_process_that_is_gone_holds_nothing(tmp_path):
+def test_a_dead_process_holds_no_lock(tmp_path):
     write_attempt(tmp_path)
     assert not is_alive(tmp_path)
     assert begin(tmp_path, "job") is not None
 
 
-def test_a_number_that_another_process_has_now_holds_nothing(tmp_path):
+def test_a_reused_process_number_holds_no_lock(tmp_path):
     mine = Process.of(os.getpid())
     assert mine.is_alive()
     assert not replace(mine, started=mine.started - 100).is_alive()
 
 
-def test_the_command_of_a_killed_owner_still_holds(tmp_path):
+def test_the_command_of_a_killed_owner_keeps_the_lock(tmp_path):
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
         write_attempt(tmp_path, child=Process.of(child.pid))
@@ -115,7 +115,7 @@ def test_the_command_of_a_killed_owner_still_holds(tmp_path):
     assert not is_alive(tmp_path)
 
 
-def test_elsewhere_the_heartbeat_tells(tmp_path, monkeypatch):
+def test_on_another_computer_the_heartbeat_decides(tmp_path, monkeypatch):
     path = write_attempt(tmp_path)
     monkeypatch.setattr(attempts, "this_machine", lambda: "another computer")
     assert is_alive(tmp_path)
@@ -126,14 +126,14 @@ def test_elsewhere_the_heartbeat_tells(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("seconds", [-24 * 3600, 24 * 3600])
-def test_a_heartbeat_of_a_wrong_clock_holds_nothing(tmp_path, monkeypatch, seconds):
+def test_a_heartbeat_of_a_wrong_clock_holds_no_lock(tmp_path, monkeypatch, seconds):
     age(write_attempt(tmp_path), seconds)
     monkeypatch.setattr(attempts, "this_machine", lambda: "another computer")
     assert not is_alive(tmp_path)
 
 
-def test_a_user_without_a_name():
-    """As in a container that is run with a number that it does not know."""
+def test_users_need_no_name():
+    """A container may run with a user number that it does not know."""
     code = (
         "import os; from nnunet_unifiedloss.sweep import attempts\n"
         "os.getuid = lambda: 54321\n"
@@ -144,14 +144,14 @@ def test_a_user_without_a_name():
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
 
-def test_the_file_servers_clock_is_what_counts(tmp_path, monkeypatch):
+def test_times_are_those_of_the_file_server(tmp_path, monkeypatch):
     write_attempt(tmp_path)
     monkeypatch.setattr(attempts, "this_machine", lambda: "another computer")
     monkeypatch.setattr(time, "time", lambda: 1e12)  # a computer whose clock is wrong
     assert is_alive(tmp_path)
 
 
-def test_a_file_cut_short_holds_only_while_it_may_be_being_written(tmp_path):
+def test_an_incomplete_file_holds_the_lock_only_as_long_as_it_may_be_being_written(tmp_path):
     path = tmp_path / "attempt_007.json"
     path.write_text('{"job": "jo')
     assert begin(tmp_path, "job") is None
@@ -171,7 +171,7 @@ def test_a_requeued_slurm_job_takes_over_from_itself(tmp_path, monkeypatch):
     assert not is_alive(tmp_path)
 
 
-def test_the_heart_beats_and_notices_who_takes_over(tmp_path, monkeypatch):
+def test_the_heartbeat_notices_a_takeover(tmp_path, monkeypatch):
     monkeypatch.setattr(attempts, "SECONDS_BETWEEN_HEARTBEATS", 0.05)
     with begin(tmp_path, "job") as own:
         age(own.attempt.path, 1000)
@@ -184,7 +184,7 @@ def test_the_heart_beats_and_notices_who_takes_over(tmp_path, monkeypatch):
         assert own.lost
 
 
-def test_alone_waits_for_the_other(tmp_path):
+def test_alone_waits_for_another_process(tmp_path):
     code = (
         "import sys, time; from pathlib import Path\n"
         "from nnunet_unifiedloss.sweep.attempts import alone\n"
@@ -202,7 +202,7 @@ def test_alone_waits_for_the_other(tmp_path):
         assert float(it.stdout.readline()) <= entered
 
 
-def test_what_is_written_can_be_read(tmp_path):
+def test_attempts_are_read_as_they_were_written(tmp_path):
     with begin(tmp_path, "job") as own:
         own.update(child=Process.of(os.getpid()))
         assert last_attempt(tmp_path) == own.attempt

@@ -1,24 +1,29 @@
-"""What a sweep says and does when all is done: the real comparison, on made-up results."""
+"""The comparisons that follow a sweep whose jobs are all done, on made-up results."""
 
 from __future__ import annotations
 
 import csv
 import json
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from nnunet_unifiedloss.cli import main
-from nnunet_unifiedloss.training import install
+from nnunet_unifiedloss.cli import sweep as cli_sweep
+from nnunet_unifiedloss.cli.program import make_parser
+from nnunet_unifiedloss.training import install, probe
 from tests.helpers.results_folder import PLAIN, ResultsFolder, lesions, shifted
 
 TRAINERS = {"nnUNetTrainerTversky": 1, "nnUNetTrainer": 2}
-CASES = 10
+CASES = 4
 
 
 @pytest.fixture
 def folders(tmp_path, monkeypatch) -> Path:
-    """Data set 4 with two configurations and data set 5 with one, all trained."""
+    """Make data set 4 with two configurations and data set 5 with one, all trained."""
     for number, configurations in ((4, ["2d", "3d_fullres"]), (5, ["2d"])):
         made = ResultsFolder(tmp_path, PLAIN, f"Dataset{number:03d}_Made")
         references = {name: case > 0 for name, case in lesions(CASES).items()}
@@ -52,26 +57,44 @@ def sweep(configurations: str, *flags: str) -> int:
     return main(["sweep", *matrix.split(), *flags])
 
 
-def test_one_comparison_of_the_trainers_for_each_configuration(folders, capfd):
+DATASETS = {
+    "nnUNetPlans__2d": ["Dataset004_Made", "Dataset005_Made"],
+    "nnUNetPlans__3d_fullres": ["Dataset004_Made"],  # 5 has no such configuration
+}
+
+
+def test_one_comparison_of_the_trainers_for_each_configuration(folders, capfd, monkeypatch):
+    ran = []
+
+    def compare(arguments, check):
+        ran.append(arguments)
+        return subprocess.CompletedProcess(arguments, 0)
+
+    monkeypatch.setattr(probe, "check_trainers", lambda _: None)
+    monkeypatch.setattr(cli_sweep.subprocess, "run", compare)
     assert sweep("2d 3d_fullres 2d", "--compare", "-o", "my report") == 0
     shown = capfd.readouterr().out
-    common = f"-tr {' '.join(TRAINERS)} -f 0 1"
-    for name, datasets in {
-        "nnUNetPlans__2d": ["Dataset004_Made", "Dataset005_Made"],
-        "nnUNetPlans__3d_fullres": ["Dataset004_Made"],  # 5 has no such configuration
-    }.items():
+    for name, arguments in zip(DATASETS, ran, strict=True):
+        command = shlex.split(
+            f"compare -d {' '.join(DATASETS[name])} -c {name.partition('__')[2]} "
+            f"-tr {' '.join(TRAINERS)} -f 0 1 -o 'my report/{name}'"
+        )
+        assert shlex.join(["nnunet-unifiedloss", *command]) in shown.splitlines()
+        assert arguments == [sys.executable, "-m", "nnunet_unifiedloss", *command]
+        make_parser().parse_args(command)
+
+
+@pytest.mark.slow
+def test_reports_of_the_comparisons(folders):
+    assert sweep("2d 3d_fullres 2d", "--compare", "-o", "my report") == 0
+    for name, datasets in DATASETS.items():
         folder = Path("my report") / name
-        configuration = name.partition("__")[2]
-        assert (
-            f"nnunet-unifiedloss compare -d {' '.join(datasets)} -c {configuration} {common} "
-            f"-o '{folder}'\n"
-        ) in shown
         assert (folder / "report.html").is_file()
         with (folder / "cases.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
         assert {row["dataset"] for row in rows} == set(datasets)
         assert {row["trainer"] for row in rows} == set(TRAINERS)
-        assert {row["configuration"] for row in rows} == {configuration}
+        assert {row["configuration"] for row in rows} == {name.partition("__")[2]}
 
 
 def test_a_report_that_could_not_be_written_is_refused_before_anything_is_trained(folders, capfd):

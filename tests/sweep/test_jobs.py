@@ -1,4 +1,4 @@
-"""The matrix as nnU-Net's commands, in order, and only what is missing."""
+"""The matrix as nnU-Net's commands for what is missing."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_a_new_data_set_is_planned_and_preprocessed_first(folders, monkeypatch):
     assert sum("nnUNetResEncUNetMPlans" in job.command() for job in trainings) == 7
 
 
-def test_plans_that_are_there_are_not_made_again(preprocessed):
+def test_existing_plans_are_not_replaced(preprocessed):
     for path in (preprocessed / "nnUNetPlans_3d_fullres").iterdir():
         path.unlink()
     first, *trainings = commands(["2d", "3d_fullres", "2d_small"])
@@ -124,7 +124,7 @@ def test_preprocessing_that_was_cut_off_is_repeated(preprocessed, missing):
     assert commands()[0].startswith("nnUNetv2_preprocess")
 
 
-def test_references_of_cases_that_were_taken_out_of_the_data_set_stay(preprocessed):
+def test_references_of_removed_cases_are_ignored(preprocessed):
     (preprocessed / "nnUNetPlans_2d" / "case_3.pkl").unlink()
     dataset = {"file_ending": ".nii.gz", "numTraining": 9}
     (preprocessed / "dataset.json").write_text(json.dumps(dataset))
@@ -139,7 +139,7 @@ def test_names_of_cases_may_have_dots(preprocessed):
     assert Plans(preprocessed, "nnUNetPlans").is_preprocessed("2d")
 
 
-def test_a_cascade_needs_all_folds_of_the_stage_before(cascade, folders):
+def test_a_cascade_needs_all_folds_of_its_first_stage(cascade, folders):
     train = f"nnUNetv2_train {DATASET}"
     low = [f"{train} 3d_lowres {number} -tr {OURS}" for number in range(5)]
     assert commands(["3d_cascade_fullres"]) == [*low, f"{train} 3d_cascade_fullres 0 -tr {OURS}"]
@@ -150,7 +150,7 @@ def test_a_cascade_needs_all_folds_of_the_stage_before(cascade, folders):
     assert {job.training.trainer for job in last.requires} == {"B"}
 
 
-def test_a_stage_without_predictions_for_the_next_one_is_validated_again(cascade, folders):
+def test_a_first_stage_without_predictions_for_the_next_is_validated_again(cascade, folders):
     for number in "01234":
         finish(fold(folders, "3d_lowres", number=number))
     predicted = fold(folders, "3d_lowres").parent / "predicted_next_stage" / "3d_cascade_fullres"
@@ -195,7 +195,7 @@ def test_configurations_that_are_not_planned(folders, preprocessed):
         commands(["3d_fulres"])
 
 
-def test_what_cannot_be_prepared(folders):
+def test_data_sets_that_cannot_be_prepared_are_refused(folders):
     with pytest.raises(ValueError, match=r"-d Dataset009_None: .* not in nnUNet_raw=.*remedy"):
         plan_jobs(["Dataset009_None"], ["2d"], [OURS], ["0"])
     assert len(plan_jobs(["Dataset009_None"], ["2d"], [OURS], ["0"], to_run=False)) == 2
@@ -203,7 +203,7 @@ def test_what_cannot_be_prepared(folders):
         plan_jobs([DATASET], ["2d"], [OURS], ["0"], plans=["myPlans"])
 
 
-def test_plans_that_are_no_plans(preprocessed):
+def test_malformed_plans_are_refused(preprocessed):
     (preprocessed / "nnUNetPlans.json").write_text('{"a": 1}')
     with pytest.raises(ValueError, match=r"nnUNetPlans.json: has no 'configurations'.*remedy"):
         commands()
@@ -223,7 +223,7 @@ def test_the_first_training_writes_the_splits_alone(folders, preprocessed):
 
 
 def test_planners_are_those_of_nnunet():
-    """Compared with what importing nnU-Net says, which is too slow for the command."""
+    """Import nnU-Net for comparison, which is too slow for the command."""
     from nnunetv2.experiment_planning.experiment_planners.residual_unets import (
         residual_encoder_unet_planners as module,
     )

@@ -1,7 +1,9 @@
-"""Running a sweep on this computer: whatever ends it, nothing is lost and nothing runs twice."""
+"""Sweeps on this computer: however one ends, nothing is lost and nothing runs twice."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shlex
@@ -24,7 +26,7 @@ from nnunet_unifiedloss.sweep.attempts import begin, last_attempt
 from nnunet_unifiedloss.sweep.display import Display
 from nnunet_unifiedloss.sweep.local import LocalSweep
 from nnunet_unifiedloss.sweep.runner import EXIT_BUSY, JobFailedError, carry_out
-from nnunet_unifiedloss.training import install
+from nnunet_unifiedloss.training import install, probe
 from tests.helpers import fake_nnunet
 from tests.helpers.fake_nnunet import DATASET, EPOCHS, FILE, epochs_trained, finish, make_folders
 
@@ -64,12 +66,12 @@ def start_sweep(
 def wait_until(condition, seconds: float = 30) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it does not come to that"
+        assert time.monotonic() < end, "the condition is not met in time"
         time.sleep(0.02)
 
 
 def trainings_running(folders) -> list[int]:
-    """The processes that train in these folders."""
+    """Return the processes that train in these folders."""
     found = []
     for process in psutil.process_iter(["cmdline", "status"]):
         words = process.info["cmdline"] or []
@@ -83,7 +85,7 @@ def trainings_running(folders) -> list[int]:
     return found
 
 
-def test_all_is_done_side_by_side_and_pinned(folders):
+def test_jobs_run_in_parallel_and_are_pinned_to_gpus(folders):
     jobs = fake_nnunet.jobs(["A", "B"], ["0", "1"])
     assert {status.state for status in run(jobs, gpus=["3", "MIG-7"], parallel=2)} == {"done"}
     pinned = []
@@ -98,7 +100,7 @@ def test_all_is_done_side_by_side_and_pinned(folders):
     assert {job.name: job.records.stat().st_mtime_ns for job in jobs} == before  # nothing to do
 
 
-def test_the_live_table_shows_what_was_done_before_while_others_run(folders):
+def test_the_live_table_includes_jobs_that_were_done_before(folders):
     shown = []
 
     class Recorder(Display):
@@ -122,7 +124,7 @@ def test_a_failure_stops_only_what_depends_on_it(folders, capsys):
     assert "Traceback" in statuses[0].log.read_text()
     assert not dependent.folder.exists()
     assert "failed: " in capsys.readouterr().out
-    # mended meanwhile: the same command does only this
+    # fixed since: the same command runs only what is missing
     fake = fake_nnunet.jobs(["B"], ["0"])[0]
     finish(failing.folder)
     statuses = run([failing, dependent, fake])
@@ -138,7 +140,7 @@ def test_a_command_without_results_has_failed(folders, monkeypatch):
     assert (status.state, status.error) == ("failed", "python ended without its results")
 
 
-def test_a_runner_that_breaks_says_why(folders, monkeypatch, tmp_path):
+def test_a_runner_that_cannot_start_is_explained(folders, monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", "/none")  # so that it does not find the fake training,
     monkeypatch.chdir(tmp_path)  # nor in the folder that it runs in
     (status,) = run(fake_nnunet.jobs(["A"], ["0"]))
@@ -158,7 +160,7 @@ def test_a_runner_ends_with_an_exit_status_and_its_last_words(folders, monkeypat
     assert "ValueError: nnUNet_results is not set" in breaks.last_words()
 
 
-def test_one_unreadable_file_does_not_end_the_others(folders):
+def test_one_unreadable_file_does_not_stop_other_jobs(folders):
     first, second = fake_nnunet.jobs(["A", "B"], ["0"])
     (first.folder / "validation" / "summary.json").mkdir(parents=True)
     statuses = run([first, second])
@@ -178,21 +180,21 @@ def test_a_preparation_comes_first(folders, monkeypatch, fails):
     assert (data / "case_3.pkl").exists() != fails
 
 
-def test_what_nnunet_has_not_planned_is_left_out(folders):
+def test_unplanned_configurations_are_left_out(folders):
     plans = folders["nnUNet_preprocessed"] / DATASET / "nnUNetPlans.json"
     jobs = fake_nnunet.jobs(["A"], ["0"], ("2d", "3d_fullres"))
     plans.write_text(json.dumps({"configurations": {"2d": {}}}))
     assert [status.state for status in run(jobs)] == ["done", "unplanned"]
 
 
-def test_killed_in_the_middle_and_started_again(folders, monkeypatch):
+def test_a_killed_sweep_continues_when_started_again(folders, monkeypatch):
     monkeypatch.setenv("FAKE_SECONDS", "0.4")
     sweep = start_sweep("A,B", "0,1")
     finished, interrupted = fold(folders, "A", "0"), fold(folders, "A", "1")
     wait_until(lambda: (interrupted / "checkpoint_latest.pth").exists())
     sweep.send_signal(signal.SIGKILL)
     sweep.wait()
-    wait_until(lambda: not trainings_running(folders), 20)  # nothing goes on without the sweep
+    wait_until(lambda: not trainings_running(folders), 20)  # no training outlives the sweep
     before = (finished / "validation" / "summary.json").stat().st_mtime_ns
     assert state(interrupted) == "interrupted"
     assert 0 < len(epochs_trained(interrupted)) < EPOCHS
@@ -210,7 +212,7 @@ def test_killed_in_the_middle_and_started_again(folders, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_by_the_user(folders, monkeypatch, number):
+def test_an_interruption_stops_all_trainings(folders, monkeypatch, number):
     monkeypatch.setenv("FAKE_SECONDS", "0.5")
     sweep = start_sweep("A,B", "0", parallel=2)
     wait_until(lambda: all((fold(folders, t) / "checkpoint_latest.pth").exists() for t in "AB"))
@@ -223,7 +225,7 @@ def test_interrupted_by_the_user(folders, monkeypatch, number):
     assert [status.state for status in look_at_all(jobs)] == ["interrupted", "interrupted"]
 
 
-def test_under_nohup_it_outlives_the_terminal(folders, monkeypatch):
+def test_under_nohup_a_sweep_outlives_the_terminal(folders, monkeypatch):
     monkeypatch.setenv("FAKE_SECONDS", "0.3")
     sweep = start_sweep("A", "0", before=["nohup"])
     wait_until(lambda: epochs_trained(fold(folders, "A")))
@@ -245,7 +247,7 @@ def test_a_training_whose_runner_was_killed_is_waited_for(folders, monkeypatch):
 
 
 def test_a_checkpoint_that_is_being_written_is_waited_for(folders, monkeypatch):
-    """nnU-Net writes in place: to be stopped meanwhile would cost the checkpoint before, too."""
+    """nnU-Net writes in place, so stopping it would lose the last checkpoint as well."""
     monkeypatch.setenv("FAKE_SECONDS", "3")
     sweep = start_sweep("A", "0")
     checkpoint = fold(folders, "A") / "checkpoint_best.pth"
@@ -271,7 +273,7 @@ def test_two_sweeps_at_once_share_the_work(folders, monkeypatch):
     assert min(started) > 0
 
 
-def test_what_was_started_by_hand_is_waited_for(folders, monkeypatch):
+def test_a_training_started_by_hand_is_waited_for(folders, monkeypatch):
     monkeypatch.setenv("FAKE_SECONDS", "0.5")
     (job,) = fake_nnunet.jobs(["A"], ["0"])
     hand = subprocess.Popen([sys.executable, *job.command()[1:]])
@@ -286,8 +288,17 @@ def test_what_was_started_by_hand_is_waited_for(folders, monkeypatch):
 # --- the command
 
 
+def probe_here(request):
+    """Look trainers up in this process: a new one would import torch and nnU-Net again."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        probe.take_steps(request)
+    return output.getvalue(), ""
+
+
 @pytest.fixture
 def command(folders, monkeypatch):
+    monkeypatch.setattr(probe, "_run_child", probe_here)
     monkeypatch.setenv(install.VARIABLE, str(install.trainers_folder()))
     return ["sweep", "-d", "4", "-c", "2d", "-tr", "nnUNetTrainerTversky", "nnUNetTrainer"]
 
@@ -324,7 +335,7 @@ TRAINERS = "nnUNetTrainerTversky nnUNetTrainer"
 COMPARE = f"nnunet-unifiedloss compare -d {DATASET} -c 2d -tr {TRAINERS} -f 0"
 
 
-def test_when_all_is_done_the_comparison_follows(folders, command, capsys, monkeypatch):
+def test_the_comparison_follows_when_all_jobs_are_done(folders, command, capsys, monkeypatch):
     for trainer in ("nnUNetTrainerTversky", "nnUNetTrainer"):
         finish(_made(fold(folders, trainer)))
     assert main([*command, "-f", "0"]) == 0
@@ -342,7 +353,7 @@ def test_when_all_is_done_the_comparison_follows(folders, command, capsys, monke
     assert ran[0][-len(expected) :] == expected
 
 
-def test_a_failure_is_in_the_exit_code(folders, command, capsys, monkeypatch):
+def test_a_failure_sets_the_exit_code(folders, command, capsys, monkeypatch):
     monkeypatch.setattr(
         "nnunet_unifiedloss.sweep.plan_jobs",
         lambda *_, **__: fake_nnunet.jobs(["Raises", "B"], ["0"]),
@@ -370,21 +381,21 @@ def test_a_failure_is_in_the_exit_code(folders, command, capsys, monkeypatch):
         (["-c", "3d"], "-c 3d: none of the data sets"),
     ],
 )
-def test_flags_that_make_no_sense(folders, command, capsys, flags, message):
+def test_contradictory_flags_are_refused(folders, command, capsys, flags, message):
     assert main([*command, *flags]) == 1
     assert message in capsys.readouterr().err
 
 
-def test_flags_that_are_missing_or_wrong(folders, capsys):
+def test_missing_and_malformed_flags_are_refused(folders, capsys):
     assert main(["sweep", "-d", "4"]) == 1
-    assert "-c and -tr: only --status can do without" in capsys.readouterr().err
+    assert "-c and -tr: only optional with --status" in capsys.readouterr().err
     for wrong in (["-f", "x"], ["--jobs", "0"]):
         with pytest.raises(SystemExit) as left:
             main(["sweep", "-d", "4", "-c", "2d", "-tr", "A", *wrong])
         assert left.value.code == 2
 
 
-def test_trainers_that_nnunet_would_not_find(folders, capsys, monkeypatch):
+def test_trainers_that_nnunet_would_not_find_are_refused(folders, capsys, monkeypatch):
     monkeypatch.setattr(install, "module_state", lambda: "absent")
     monkeypatch.setenv(install.VARIABLE, "")
     names = ["nnUNetTrainer", "nnUNetTrainerUnifiedFocal_delta0.7"]
@@ -409,15 +420,15 @@ def test_trainers_that_nnunet_would_not_find(folders, capsys, monkeypatch):
         ("nnUNetTrainerUnifiedFocal_gamma1", "gamma: must be >= 0 and < 1, got 1"),
     ],
 )
-def test_misspelt_trainers(folders, command, capsys, name, message):
-    """Not fold by fold, but before anything is done, and in a dry run too."""
+def test_misspelt_trainers_are_refused(folders, command, capsys, name, message):
+    """They are refused before anything runs, and in a dry run too."""
     assert main([*command, name, "--dry-run"]) == 1
     shown = capsys.readouterr()
     assert f"{name}: {message}" in shown.err
     assert not shown.out
 
 
-def test_without_slurm_the_launcher_says_so(folders, monkeypatch, command, capsys):
+def test_a_missing_slurm_is_reported(folders, monkeypatch, command, capsys):
     monkeypatch.setenv(install.VARIABLE, str(install.trainers_folder()))
     monkeypatch.setenv("PATH", str(folders["nnUNet_raw"]))
     assert main([*command, "-f", "0", "--launcher", "slurm"]) == 1

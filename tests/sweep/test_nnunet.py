@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 
+from nnunet_unifiedloss.training import install
 from tests.helpers.fake_nnunet import epochs_trained
 from tests.helpers.nnunet_workspace import CASES, Workspace
 
 pytestmark = pytest.mark.slow
 FIRST = "nnUNetTrainerUnifiedFocal_3epochs_10iters"
 SECOND = "nnUNetTrainerTversky_2epochs_2iters"
-RAISES = "nnUNetTrainerUnifiedFocal_delta9"  # δ must be at most 1
+RAISES = "nnUNetTrainerRaises"
+RAISING_TRAINER = f"""
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+class {RAISES}(nnUNetTrainer):
+    def initialize(self):
+        raise ArithmeticError("this trainer raises")
+"""
+
+
+def add_raising_trainer(workspace: Workspace, folder: Path) -> None:
+    """Add a trainer that nnU-Net finds, but that fails when it trains."""
+    folder.mkdir()
+    (folder / "raising_trainer.py").write_text(RAISING_TRAINER)
+    folders = [workspace.environment[install.VARIABLE], str(folder)]
+    workspace.environment[install.VARIABLE] = os.pathsep.join(folders)
 
 
 def start(workspace: Workspace, *arguments: str) -> subprocess.Popen:
@@ -34,7 +52,7 @@ def start(workspace: Workspace, *arguments: str) -> subprocess.Popen:
 
 
 def processes_of(workspace: Workspace) -> list[str]:
-    """nnU-Net's processes in this workspace, its workers included."""
+    """Return nnU-Net's processes in this workspace, workers included."""
     found = []
     for process in psutil.process_iter(["cmdline"]):
         try:
@@ -45,10 +63,11 @@ def processes_of(workspace: Workspace) -> list[str]:
     return found
 
 
-def test_two_trainers_two_folds_killed_in_the_middle(test_data, tmp_path):
+def test_two_trainers_and_two_folds_killed_and_continued(test_data, tmp_path):
     workspace = Workspace(tmp_path)
     workspace.prepare(test_data, "plain", ["2d"])
     shutil.rmtree(workspace.dataset / "nnUNetPlans_2d")  # for the sweep to do
+    add_raising_trainer(workspace, tmp_path / "raising")
     arguments = ("-c", "2d", "-tr", FIRST, SECOND, RAISES, "-f", "0", "1", "--npz")
     sweep = start(workspace, *arguments)
     finished, interrupted = (workspace.fold(FIRST, "2d", fold=fold) for fold in (0, 1))
@@ -66,7 +85,7 @@ def test_two_trainers_two_folds_killed_in_the_middle(test_data, tmp_path):
     output, _ = (sweep := start(workspace, *arguments)).communicate(timeout=1800)
     assert sweep.returncode == 1  # because of the one that raises
     assert "4 done, 2 failed" in output
-    assert "ValueError: delta: must be >= 0 and <= 1, got 9" in output
+    assert "ArithmeticError: this trainer raises" in output
     assert f"{FIRST} -device cpu --npz --c" in output
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert epochs_trained(interrupted) in ([0, 1, 2], [0, 1, 1, 2])  # not the first one again
@@ -79,7 +98,7 @@ def test_two_trainers_two_folds_killed_in_the_middle(test_data, tmp_path):
 
 
 def test_a_cascade_from_its_last_stage(test_data, tmp_path):
-    """Asked for one fold of the last stage: preprocessing, the five folds before, two at a time."""
+    """One fold of the last stage needs preprocessing and all folds of the first stage."""
     workspace = Workspace(tmp_path)
     workspace.prepare(test_data, "plain", ["2d"])
     trainer = "nnUNetTrainerUnifiedFocal_1epochs_1iters"

@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from nnunet_unifiedloss.sweep import look_at_all, slurm
+from nnunet_unifiedloss.sweep import look_at_all, read_queue, slurm
 from nnunet_unifiedloss.sweep.attempts import last_attempt
 from nnunet_unifiedloss.sweep.display import Display
-from nnunet_unifiedloss.sweep.queue import read_queue
 from nnunet_unifiedloss.sweep.slurm import SlurmSweep
 from nnunet_unifiedloss.sweep.status import submission
 from tests.helpers import fake_nnunet, slurm_cluster
 from tests.helpers.fake_nnunet import DATASET, EPOCHS, FILE, epochs_trained, make_folders
 from tests.helpers.nnunet_workspace import Workspace
+from tests.sweep.test_nnunet import RAISES, add_raising_trainer
 
 pytestmark = pytest.mark.slurm
 SMALL = ["mem=200M", "cpus_per_task=1", "time=10", "signal_delay_s=20"]
@@ -64,7 +64,7 @@ class Running:
         return [status.error for status in self._statuses]
 
     def number(self, index: int = 0) -> str:
-        """Slurm's number of a job that is training."""
+        """Wait until a job trains, and return its number in Slurm."""
         folder = self.jobs[index].folder
         wait_until(lambda: (folder / "checkpoint_latest.pth").exists())
         return submission(self.jobs[index])
@@ -73,7 +73,7 @@ class Running:
 def wait_until(condition, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it does not come to that"
+        assert time.monotonic() < end, "the condition is not met in time"
         time.sleep(0.1)
 
 
@@ -82,7 +82,7 @@ def tell(*command: str) -> None:
 
 
 def check_continued(job, starts: int = 2) -> None:
-    """Nothing was trained twice but the epoch that was cut off, and the flag was nnU-Net's."""
+    """Check that only an interrupted epoch was trained twice, after nnU-Net's own ``--c``."""
     epochs = epochs_trained(job.folder)
     assert sorted(set(epochs)) == list(range(EPOCHS))
     assert len(epochs) <= EPOCHS + starts - 1
@@ -145,7 +145,7 @@ def test_trainings_wait_for_the_preparation(folders, monkeypatch, fails):
     assert running.jobs[1].folder.exists() != fails
 
 
-def test_a_sweep_that_left_is_taken_up_again(folders, monkeypatch):
+def test_a_second_sweep_takes_over_submitted_jobs(folders, monkeypatch):
     monkeypatch.setenv("FAKE_SECONDS", "2")
     jobs = fake_nnunet.jobs(["A", "B", "C"], ["0"])
     first = SlurmSweep(jobs, SMALL, None, Display(Console()))
@@ -189,8 +189,9 @@ def test_nnunet_itself(cluster, test_data, tmp_path):
     trainers = [
         "nnUNetTrainerUnifiedFocal_3epochs_10iters",
         "nnUNetTrainerTversky_2epochs_2iters",
-        "nnUNetTrainerUnifiedFocal_delta9",  # δ must be at most 1
+        RAISES,
     ]
+    add_raising_trainer(workspace, tmp_path / "raising")
     command = ["sweep", "-d", "4", "-c", "2d", "-f", "0", "1", "-device", "cpu", "-tr", *trainers]
     options = ["--launcher", "slurm", "--slurm", "mem=900M", "cpus_per_task=1", "time=60"]
     sweep = subprocess.Popen(
@@ -210,6 +211,6 @@ def test_nnunet_itself(cluster, test_data, tmp_path):
     output, _ = sweep.communicate(timeout=1800)
     assert sweep.returncode == 1
     assert "4 done, 2 failed" in output
-    assert "ValueError: delta: must be >= 0 and <= 1, got 9" in output
+    assert "ArithmeticError: this trainer raises" in output
     assert epochs_trained(folder) in ([0, 1, 2], [0, 1, 1, 2])
     assert last_attempt(records).log.read_text().splitlines()[0].endswith("--c")

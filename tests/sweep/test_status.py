@@ -1,4 +1,4 @@
-"""How far trainings are: from nnU-Net's own files, whoever started them."""
+"""The status of trainings, read from nnU-Net's own files."""
 
 from __future__ import annotations
 
@@ -112,12 +112,12 @@ def test_every_state_there_is(jobs, tmp_path):
 
 
 @pytest.mark.parametrize(("age", "state"), [(500, "running"), (700, "not started")])
-def test_a_log_that_stands_still_is_nobodys(jobs, age, state):
+def test_a_log_that_does_not_grow_belongs_to_no_running_training(jobs, age, state):
     log(jobs[0].folder, START, age=age)
     assert states(jobs)[0] == state
 
 
-def test_a_log_from_the_future_is_of_a_clock_that_was_wrong(jobs):
+def test_a_log_from_the_future_comes_from_a_wrong_clock(jobs):
     log(jobs[0].folder, START, age=-24 * 3600)
     assert states(jobs)[0] == "not started"
 
@@ -131,7 +131,7 @@ def test_a_log_from_the_future_is_of_a_clock_that_was_wrong(jobs):
         "\0" * 9000,
     ],
 )
-def test_lines_that_say_nothing_end_nothing(jobs, text):
+def test_malformed_lines_of_a_log_are_ignored(jobs, text):
     log(jobs[0].folder, text)
     (jobs[0].folder / "debug.json").write_text("[]")
     (status, *_) = look_at_all(jobs)
@@ -139,23 +139,23 @@ def test_lines_that_say_nothing_end_nothing(jobs, text):
     assert status.progress.seconds_left is None
 
 
-def test_long_epochs_may_stand_still_for_longer(jobs):
+def test_a_log_of_long_epochs_may_grow_slowly(jobs):
     log(jobs[0].folder, START.replace("40.0 s", "3600.0 s"), age=2 * 3600)
     assert states(jobs)[0] == "running"
 
 
-def test_what_a_sweep_wrote_last_is_no_sign_of_life(jobs):
+def test_the_last_lines_of_a_sweeps_own_attempt_do_not_count(jobs):
     with begin(jobs[0].records, jobs[0].name) as own:
         log(jobs[0].folder, START)
         assert states(jobs)[0] == "running"
         own.end("failed", "why")
     assert states(jobs)[0] == "failed"
     path = log(jobs[0].folder, START)
-    os.utime(path, (time.time() + 60, time.time() + 60))  # somebody went on by hand
+    os.utime(path, (time.time() + 60, time.time() + 60))  # continued by hand
     assert states(jobs)[0] == "running"
 
 
-def test_a_failure_is_shown_with_its_log_until_it_is_mended(jobs):
+def test_a_failure_is_shown_with_its_log_until_it_is_fixed(jobs):
     with begin(jobs[0].records, jobs[0].name) as own:
         own.attempt.log.write_text("output")
         own.end("failed", "ArithmeticError: why")
@@ -168,7 +168,7 @@ def test_a_failure_is_shown_with_its_log_until_it_is_mended(jobs):
     assert states(jobs)[0] == "done"
 
 
-def test_what_waits_for_a_failure_is_blocked(tmp_path, monkeypatch):
+def test_jobs_that_require_a_failed_one_are_blocked(tmp_path, monkeypatch):
     for name, value in make_folders(tmp_path).items():
         monkeypatch.setenv(name, value)
     (tmp_path / "nnUNet_preprocessed" / DATASET / "nnUNetPlans_2d" / "case_3.pkl").unlink()
@@ -197,7 +197,7 @@ def test_plans_that_are_being_written(jobs, tmp_path):
     assert states(jobs) == ["not started"] * 4
 
 
-def test_one_folder_out_of_reach_does_not_hide_the_others(jobs):
+def test_one_unreadable_folder_does_not_hide_the_others(jobs):
     jobs[0].records.parent.mkdir(parents=True)
     jobs[0].records.symlink_to(jobs[0].records.name)  # a loop, which no user may follow
     finish(_made(jobs[1].folder))
@@ -232,7 +232,7 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def test_the_live_table_shows_first_what_runs(jobs):
+def test_the_live_table_shows_running_jobs_first(jobs):
     finish(_made(jobs[0].folder))
     log(_made(jobs[3].folder), START + SECOND)
     console = Console(width=150, file=io.StringIO())
@@ -265,7 +265,7 @@ def test_on_a_narrow_terminal_names_stay_whole(jobs, table, width):
     assert "running2/5,pseudoDice0.600,1minleft" in states
 
 
-def test_what_the_matrix_does_not_show(tmp_path, monkeypatch, capsys):
+def test_remarks_show_what_the_matrix_does_not(tmp_path, monkeypatch, capsys):
     for name, value in make_folders(tmp_path).items():
         monkeypatch.setenv(name, value)
     new = tmp_path / "nnUNet_raw" / "Dataset005_New"
