@@ -3,7 +3,7 @@
 All take ``loss(logits, target)``; see :class:`SegmentationLoss` for shapes and common options.
 """
 
-from nnunet_unifiedloss.losses.base import CompoundLoss, SegmentationLoss
+from nnunet_unifiedloss.losses.base import CompoundLoss, OverlapLoss, SegmentationLoss
 from nnunet_unifiedloss.losses.boundary import (
     BoundaryLoss,
     DistancePenalizedCrossEntropyLoss,
@@ -71,6 +71,7 @@ __all__ = [
     "JaccardLoss",
     "LogCoshDiceLoss",
     "LovaszLoss",
+    "OverlapLoss",
     "PenaltyGeneralizedDiceLoss",
     "SegmentationLoss",
     "SensitivitySpecificityLoss",
