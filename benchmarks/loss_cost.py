@@ -1,20 +1,19 @@
 """Cost of each loss relative to nnU-Net's default: time and peak memory of forward + backward.
 
     python benchmarks/loss_cost.py                      # the two patches of the cost table
+    python benchmarks/loss_cost.py --compile            # compiled, as nnU-Net does on a GPU
     python benchmarks/loss_cost.py --shape 2 4 96 96 96 --losses UnifiedFocalLoss
     python benchmarks/loss_cost.py --regions --ignore   # region-based training, ignored voxels
     python benchmarks/loss_cost.py --growth docs/growth.png   # time against classes and voxels
-    python benchmarks/loss_cost.py --distances          # beside MONAI's HausdorffDTLoss
+    python benchmarks/loss_cost.py --distances          # beside MONAI's and exacta's losses
     python benchmarks/loss_cost.py --json benchmarks/measured.json   # for the pages made of it
     python benchmarks/loss_cost.py --device cuda        # any of these on a GPU
 
 All losses run in turn, again and again, in one process on the same logits. The table shows the
-median over the rounds of the ratio to the baseline of the same round, so that a machine whose
-speed drifts does not favour anybody. Time is processor time of one thread: unlike the clock on the
-wall, which several threads are timed by, it does not depend on what else the machine does. On a GPU
-it is the GPU's time: while the host submits the work, the GPU is busy with something else, as it is
-in training. Memory is the peak of what is allocated during forward and backward, the gradient of
-the logits included.
+median over the rounds of the ratio to the baseline of the same round, so that a machine whose speed
+drifts favours no loss. Time is wall time with torch's default number of threads. On a GPU it is the
+GPU's time: the GPU is busy while the host submits the work, as in training. Memory is the peak of
+what is allocated during forward and backward, the gradient of the logits included.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from __future__ import annotations
 import argparse
 import gc
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -47,7 +45,7 @@ SHAPES = [(2, 4, 96, 96, 96), (2, 32, 64, 64, 64)]
 
 
 def competitors(*, regions: bool, ignore: bool) -> dict[str, LossFunction]:
-    """nnU-Net's default for this kind of target, the floor, MONAI's losses where installed."""
+    """nnU-Net's default for this kind of target, and losses of other packages."""
     dice = {"batch_dice": False, "smooth": 1e-5, "ddp": False}
     if regions:
         default = DC_and_BCE_loss(
@@ -70,7 +68,7 @@ def competitors(*, regions: bool, ignore: bool) -> dict[str, LossFunction]:
             x, y[:, 0].long(), ignore_index=IGNORE_LABEL
         ),
     }
-    return found if ignore else found | monai_losses()
+    return found if ignore else found | monai_losses() | exacta_losses()
 
 
 def compiled(losses: dict[str, LossFunction]) -> dict[str, LossFunction]:
@@ -88,14 +86,21 @@ def compiled(losses: dict[str, LossFunction]) -> dict[str, LossFunction]:
 
 def monai_losses() -> dict[str, LossFunction]:
     """Losses of MONAI that have a counterpart here."""
-    try:
-        from monai import losses as monai
-    except ImportError:
-        print("MONAI is not installed: its losses are left out (pip install monai)")
-        return {}
+    from monai import losses as monai
+
+    names = ("DiceCELoss", "DiceFocalLoss", "TverskyLoss")
+    return {f"MONAI {name}": getattr(monai, name)(to_onehot_y=True, softmax=True) for name in names}
+
+
+def exacta_losses() -> dict[str, LossFunction]:
+    """Losses of exacta that have a counterpart here; they take labels without a channel."""
+    from exacta import losses as exacta
+
+    names = ("DiceCELoss", "DiceFocalLoss", "TverskyLoss", "LovaszSoftmaxLoss")
+    found = {name: getattr(exacta, name)() for name in names}
     return {
-        f"MONAI {name}": getattr(monai, name)(to_onehot_y=True, softmax=True)
-        for name in ("DiceCELoss", "DiceFocalLoss", "TverskyLoss")
+        f"exacta {name}": lambda x, y, loss=loss: loss(x, y[:, 0].long())
+        for name, loss in found.items()
     }
 
 
@@ -113,15 +118,14 @@ def make_batch(
     return logits, (labels.masked_fill(ignored, IGNORE_LABEL) if ignore else labels).to(device)
 
 
-def run_once(loss: LossFunction, logits: Tensor, target: Tensor, *, wall: bool = False) -> float:
-    """Seconds of one forward and backward pass: processor time, or by the clock on the wall."""
+def run_once(loss: LossFunction, logits: Tensor, target: Tensor) -> float:
+    """Seconds of one forward and backward pass."""
     logits.grad = None
     if logits.is_cuda:
         return run_once_on_gpu(loss, logits, target)
-    clock = time.perf_counter if wall else time.process_time
-    start = clock()
+    start = time.perf_counter()
     loss(logits, target).backward()
-    return clock() - start
+    return time.perf_counter() - start
 
 
 def run_once_on_gpu(loss: LossFunction, logits: Tensor, target: Tensor) -> float:
@@ -161,8 +165,6 @@ def measure(
     losses: dict[str, LossFunction],
     batch: tuple[Tensor, Tensor],
     rounds: int,
-    *,
-    wall: bool = False,
 ) -> dict[str, tuple[float, float]]:
     """Median ratio of time and ratio of memory to the baseline, for each loss."""
     logits, target = batch
@@ -171,7 +173,7 @@ def measure(
         run_once(loss, logits, target)  # warm up
     for _ in range(rounds):
         for name, loss in losses.items():
-            times[name].append(run_once(loss, logits, target, wall=wall))
+            times[name].append(run_once(loss, logits, target))
     baseline_memory = peak_memory(losses[BASELINE], logits, target)
     return {
         name: (
@@ -186,8 +188,6 @@ def print_cost(
     losses: dict[str, LossFunction],
     batches: list[tuple[Tensor, Tensor]],
     rounds: int,
-    *,
-    wall: bool = False,
 ) -> list[dict[str, tuple[float, float]]]:
     """Print the table of ratios in Markdown and return it for each batch.
 
@@ -198,7 +198,7 @@ def print_cost(
     print(f"| loss |{header}\n| --- |" + " --- | --- |" * len(shapes))
     quick = {name: loss for name, loss in losses.items() if getattr(loss, "compiles", True)}
     results = [
-        measure(losses if index == 0 else quick, batch, rounds, wall=wall)
+        measure(losses if index == 0 else quick, batch, rounds)
         for index, batch in enumerate(batches)
     ]
     for name in losses:
@@ -253,11 +253,11 @@ def growth(
 
 
 def print_distances(rounds: int, shape: tuple[int, ...], device: torch.device) -> None:
-    """Print the time of the losses with distance transforms beside MONAI's HausdorffDTLoss.
+    """Print the time of the losses with distance transforms relative to MONAI's HausdorffDTLoss.
 
-    On the CPU wall time with all threads, which a distance transform uses, on a patch with a few
-    blobs: one of noise takes longer than one of shapes.
+    The patch holds a few blobs, because noise takes longer than objects.
     """
+    from exacta import losses as exacta
     from monai.losses import HausdorffDTLoss as Monai
     from scipy.ndimage import gaussian_filter
 
@@ -266,14 +266,20 @@ def print_distances(rounds: int, shape: tuple[int, ...], device: torch.device) -
     smooth = torch.from_numpy(gaussian_filter(noise, (0, 0, *(6 for _ in shape[2:]))))
     logits = (smooth / smooth.std()).to(device).requires_grad_()
     target = smooth.roll(3, -1).argmax(1, keepdim=True).float().to(device)
-    monai = Monai(softmax=True, to_onehot_y=True, include_background=False)
-    ours = {n: c() for n, c in sorted(SegmentationLoss.registry.items()) if not c.compiles}
-    times: dict[str, list[float]] = {name: [] for name in ("MONAI HausdorffDTLoss", *ours)}
+    spacing = (1.0,) * (len(shape) - 2)
+    losses: dict[str, LossFunction] = {
+        "MONAI HausdorffDTLoss": Monai(softmax=True, to_onehot_y=True, include_background=False)
+    }
+    for name in ("HausdorffDTLoss", "BoundaryLoss"):
+        loss = getattr(exacta, name)()
+        losses[f"exacta {name}"] = lambda x, y, loss=loss: loss(x, y[:, 0].long(), spacing=spacing)
+    losses |= {n: c() for n, c in sorted(SegmentationLoss.registry.items()) if not c.compiles}
+    times: dict[str, list[float]] = {name: [] for name in losses}
     for _ in range(rounds):
-        for name, loss in {"MONAI HausdorffDTLoss": monai, **ours}.items():
-            times[name].append(run_once(loss, logits, target, wall=True))
+        for name, loss in losses.items():
+            times[name].append(run_once(loss, logits, target))
     print(f"| loss on {shape} | times faster than MONAI's HausdorffDTLoss |\n| --- | --- |")
-    reference = times.pop("MONAI HausdorffDTLoss")
+    reference = times["MONAI HausdorffDTLoss"]
     for name, values in times.items():
         ratio = statistics.median(a / b for a, b in zip(reference, values, strict=True))
         print(f"| {name} | {ratio:.1f} |")
@@ -285,13 +291,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--shape", type=int, nargs="+", help="B C *S; default: the two patches")
     parser.add_argument("--losses", nargs="+", choices=sorted(SegmentationLoss.registry))
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=1, help="if several: time on the wall")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--compile", action="store_true", help="as nnU-Net does on a GPU")
     parser.add_argument("--regions", action="store_true", help="region-based training")
     parser.add_argument("--ignore", action="store_true", help="with ignored voxels")
     parser.add_argument("--growth", type=Path, help="plot growth with classes and voxels")
-    parser.add_argument("--distances", action="store_true", help="beside MONAI's HausdorffDTLoss")
+    parser.add_argument("--distances", action="store_true", help="beside MONAI's and exacta's")
     parser.add_argument("--json", type=Path, help="add the ratios of the first patch to a file")
     given = parser.parse_args()
     elsewhere = given.regions or given.ignore or given.compile or given.device.type != "cpu"
@@ -306,7 +311,6 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Print the tables that the command line asks for."""
     arguments = parse_arguments()
-    torch.set_num_threads(arguments.threads)
     names = arguments.losses or sorted(SegmentationLoss.registry)
     mode = {"regions": arguments.regions, "ignore": arguments.ignore}
     options = {
@@ -317,7 +321,6 @@ def main() -> None:
         name: SegmentationLoss.registry[name](**options) for name in names
     }
     if arguments.distances:
-        torch.set_num_threads(os.cpu_count() or 1)
         shape = tuple(arguments.shape or (2, 3, 128, 128, 128))
         print_distances(arguments.rounds, shape, arguments.device)
         return
@@ -329,7 +332,7 @@ def main() -> None:
     batches = [make_batch(shape, arguments.device, **mode) for shape in shapes]
     losses = {**competitors(**mode), **ours}
     losses = compiled(losses) if arguments.compile else losses
-    results = print_cost(losses, batches, arguments.rounds, wall=arguments.threads > 1)
+    results = print_cost(losses, batches, arguments.rounds)
     if arguments.json:
         time_, memory = ({n: results[0][n][i] for n in ours} for i in (0, 1))
         save(arguments.json, time=time_, memory=memory)

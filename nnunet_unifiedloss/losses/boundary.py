@@ -41,7 +41,9 @@ class DistanceLoss(SegmentationLoss, abstract=True):
         super().__init__(**options)
         self.spacing = check_spacing(spacing)
 
-    def squared_distance(self, of: Tensor, to: Tensor, batch: Batch) -> Tensor:
+    def squared_distance(
+        self, of: Tensor, to: Tensor, batch: Batch, *, both: bool = False
+    ) -> Tensor:
         """Squared distance of some voxels to the nearest of others, 0 elsewhere, (…, *S)."""
         axes = batch.error.ndim - 2
         spacing, zoom = self.spacing or (1.0,) * axes, (batch.zoom or (1.0,) * axes)
@@ -50,16 +52,12 @@ class DistanceLoss(SegmentationLoss, abstract=True):
                 f"spacing: has {len(spacing)} numbers for images of {axes} axes, got {spacing}"
             )
         size = tuple(map(operator.mul, spacing, zoom)) if self.spacing else spacing
-        return squared_distance(of, to, size, batch.error.dtype)
+        return squared_distance(of, to, size, batch.error.dtype, both=both)
 
     def squared_distance_to_other_side(self, mask: Tensor, batch: Batch) -> Tensor:
-        """Squared distance of every voxel to the other side of a mask's boundary, (B, G, K, *S).
-
-        It is 0 for ignored voxels, which are on neither side, and for an empty or full mask.
-        """
+        """Squared distance to the other side of a mask's boundary, 0 where ignored, (…, *S)."""
         complement = ~mask & batch.counted[:, :, None]
-        distance = self.squared_distance(mask, complement, batch)
-        return distance.add_(self.squared_distance(complement, mask, batch))
+        return self.squared_distance(mask, complement, batch, both=True)
 
 
 class BoundaryLoss(DistanceLoss):
@@ -152,12 +150,9 @@ class HausdorffDTLoss(DistanceLoss):
         first = 0 if self.include_background else 1
         errors, reference = batch.errors[:, :, first:], batch.one_hot[:, :, first:]
         prediction = torch.where(reference, errors < 0.5, errors > 0.5) & batch.counted[:, :, None]
-        reference_distance, prediction_distance = (
-            power(self.squared_distance_to_other_side(mask, batch), self.alpha / 2)
-            for mask in (reference, prediction)
-        )
-        weighted = errors.square() * (prediction_distance + reference_distance)
-        return batch.mean_over_voxels(weighted.mean(2))
+        masks = torch.stack([prediction, reference])
+        distances = power(self.squared_distance_to_other_side(masks, batch), self.alpha / 2)
+        return batch.mean_over_voxels((errors.square() * distances.sum(0)).mean(2))
 
 
 class HausdorffERLoss(SegmentationLoss):
@@ -244,7 +239,8 @@ class ShapeAwareLoss(DistanceLoss):
     def evaluate(self, batch: Batch) -> Tensor:
         """Mean of (1 + E) · CE."""
         with torch.no_grad():
-            predicted, reference = batch.probabilities.argmax(2), batch.truth
+            # on the CPU the indices of max are several times faster than argmax
+            predicted, reference = batch.probabilities.max(2).indices, batch.truth
             wrong = (predicted != reference) & batch.counted
             curve, to = (_curve(labels, batch.counted) for labels in (predicted, reference))
             distance = self.squared_distance(~to & batch.counted, to, batch).sqrt()

@@ -22,10 +22,7 @@ __all__ = [
 
 
 def plain(value: object) -> Any:  # noqa: ANN401 (whatever the array holds)
-    """Return the Python number or list in a NumPy or torch scalar, array or tensor.
-
-    Any other value is returned as it is.
-    """
+    """Return the number or list in a NumPy or torch scalar, array or tensor; others unchanged."""
     convert = getattr(value, "tolist", None)
     return convert() if callable(convert) else value
 

@@ -20,7 +20,9 @@ _LARGEST_BLOCK = 2**24  # numbers that the transform on a device holds at a time
 
 
 @torch.no_grad()
-def squared_distance(of: Tensor, to: Tensor, size: tuple[float, ...], dtype: torch.dtype) -> Tensor:
+def squared_distance(
+    of: Tensor, to: Tensor, size: tuple[float, ...], dtype: torch.dtype, *, both: bool = False
+) -> Tensor:
     """Squared distance of some voxels to the nearest of others.
 
     Args:
@@ -28,16 +30,18 @@ def squared_distance(of: Tensor, to: Tensor, size: tuple[float, ...], dtype: tor
         to: Voxels to measure to, booleans of the same shape.
         size: Size of a voxel along each spatial axis.
         dtype: Of the distances.
+        both: Give the others their distance to the nearest of these, too.
 
     Returns:
         The shape of the masks; 0 for all other voxels, and where there is nothing to measure to.
     """
     if not _has_values(of):
-        return _on_a_device(of, to, size, dtype)
+        distance = _on_a_device(of, to, size, dtype)
+        return distance + _on_a_device(to, of, size, dtype) if both else distance
     result = torch.zeros(of.shape, dtype=dtype)
     images = (values.flatten(0, -1 - len(size)).numpy() for values in (of, to, result))
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        list(threads.map(partial(_of_image, size), *images))
+        list(threads.map(partial(_of_image, size, both), *images))
     return result
 
 
@@ -47,11 +51,13 @@ def _has_values(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not wrapped
 
 
-def _of_image(size: tuple[float, ...], of: Mask, to: Mask, result: Map) -> None:
+def _of_image(size: tuple[float, ...], both: bool, of: Mask, to: Mask, result: Map) -> None:
     """Squared distance in one image."""
     if of.any() and to.any():
-        box = _box(of, margin=1) if np.logical_or(of, to).all() else ...
-        np.copyto(result[box], _to_nearest(to[box], size, result.dtype), where=of[box])
+        all_count = np.logical_or(of, to).all()
+        for some, others in ((of, to), (to, of)) if both else ((of, to),):
+            box = _box(some, margin=1) if all_count else ...
+            np.copyto(result[box], _to_nearest(others[box], size, result.dtype), where=some[box])
 
 
 def _box(mask: Mask, *, margin: int = 0) -> tuple[slice, ...]:
