@@ -13,7 +13,7 @@ from nnunet_unifiedloss.losses.distance import squared_distance
 from tests.helpers.batches import make_batch, options
 from tests.helpers.nnunet_workspace import Workspace
 from tests.helpers.table import every_loss, every_mode
-from tests.losses.test_execution import MODES, assert_compiles
+from tests.losses.test_execution import MODES, assert_compiles, every_compiled_loss
 
 pytestmark = pytest.mark.skipif("not torch.cuda.is_available()", reason="there is no GPU")
 
@@ -74,19 +74,19 @@ def test_compiled_for_the_gpu(regions, ignore):
 
 
 @pytest.mark.slow
-@every_loss
+@every_compiled_loss
 @pytest.mark.parametrize(("regions", "ignore"), MODES)
 def test_every_loss_compiled_for_the_gpu(name, regions, ignore):
     assert_compiles(name, regions, ignore, "inductor", device="cuda")
 
 
-@pytest.mark.parametrize("spacing", [None, (3.0, 0.7, 0.7)], ids=["voxels", "mm"])
-def test_distances_in_a_patch(spacing):
+@pytest.mark.parametrize("size", [(1.0, 1.0, 1.0), (3.0, 0.7, 0.7)], ids=["voxels", "mm"])
+def test_distances_in_a_patch(size):
     to = torch.rand(2, 1, 3, 40, 64, 56, generator=torch.Generator().manual_seed(0)) < 0.001
-    expected = squared_distance(~to, to, spacing, torch.float64, both=True)
+    expected = squared_distance(~to, to, size, torch.float64, both=True)
     on_gpu = to.cuda()
     with nothing_waits():
-        found = squared_distance(~on_gpu, on_gpu, spacing, torch.float32, both=True)
+        found = squared_distance(~on_gpu, on_gpu, size, torch.float32, both=True)
     torch.testing.assert_close(found.cpu().double(), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -105,7 +105,7 @@ def test_many_voxels(name, regions, compiled):
     on_gpu = torch.compile(loss, fullgraph=True) if compiled else loss
     value, grad = evaluate(on_gpu, logits.float().cuda(), target.cuda())
     torch.testing.assert_close(value.cpu().double(), expected, rtol=1e-5, atol=1e-7)
-    # the few errors that rounding moves to another level get the step of that
+    # the few errors that rounding moves to another level get the increment of that level
     assert (grad.cpu().double() - expected_grad).norm() < 1e-3 * expected_grad.norm()
 
 
