@@ -20,16 +20,16 @@ from nnunet_unifiedloss.compare.analysis import (
     size_tables,
     summary_table,
 )
-from nnunet_unifiedloss.compare.curves import training_curves
-from nnunet_unifiedloss.compare.measurement import Progress
-from nnunet_unifiedloss.compare.metrics import METRICS
-from nnunet_unifiedloss.compare.results import (
+from nnunet_unifiedloss.compare.case_table import (
     REFERENCE_VOLUME,
     Results,
     collect,
     name_methods,
     select_trainings,
 )
+from nnunet_unifiedloss.compare.curves import training_curves
+from nnunet_unifiedloss.compare.measurement import Progress
+from nnunet_unifiedloss.compare.metrics import METRICS
 from nnunet_unifiedloss.results.trainings import DEFAULT_PLANS
 from nnunet_unifiedloss.training.names import loss_of
 

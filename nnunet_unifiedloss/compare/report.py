@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -11,6 +10,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from nnunet_unifiedloss._support.versions import installed_versions
 from nnunet_unifiedloss.compare.comparison import Comparison
 from nnunet_unifiedloss.compare.figures import ReportFigure, report_figures
 from nnunet_unifiedloss.compare.metrics import METRICS
@@ -138,16 +138,6 @@ def _page(comparison: Comparison, figures: Iterable[ReportFigure], command: str)
         tables={name: getattr(comparison, name).to_dict("records") for name in TABLES},
         figures=sections,
         tests=int(comparison.differences["p"].notna().sum()),
-        versions=_versions(),
+        versions={"Python": platform.python_version(), **installed_versions(VERSIONS_OF)},
         command=command,
     )
-
-
-def _versions() -> dict[str, str]:
-    found = {"Python": platform.python_version()}
-    for name in VERSIONS_OF:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

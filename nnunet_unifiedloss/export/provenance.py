@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from nnunet_unifiedloss._support.versions import installed_versions
 from nnunet_unifiedloss.export.checkpoints import trainer_class
 from nnunet_unifiedloss.export.models import Model
 from nnunet_unifiedloss.results.trainings import read_json
@@ -28,13 +28,7 @@ _FINGERPRINT = "dataset_fingerprint.json"
 
 def versions() -> dict[str, str]:
     """The versions of the packages that a model depends on, as installed here."""
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    return installed_versions(_PACKAGES)
 
 
 def trained_by(model: Model) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from nnunet_unifiedloss._support.versions import installed_version
 from nnunet_unifiedloss.training import install, machine
 from nnunet_unifiedloss.training.finding import Finding, Status
 from nnunet_unifiedloss.training.probe import DEVICES, Probe, probe_environment
@@ -67,16 +68,9 @@ def diagnose(device: str | None = None) -> list[Finding]:
 # Each check returns findings and raises nothing but DiscoveryError and OSError.
 
 
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def _check_versions() -> list[Finding]:
     names = ("nnunet-unifiedloss", "nnunetv2", "torch")
-    versions = [f"{name} {_version(name) or 'missing'}" for name in names]
+    versions = [f"{name} {installed_version(name) or 'missing'}" for name in names]
     return [
         Finding("versions", "ok", ", ".join([f"Python {platform.python_version()}", *versions]))
     ]
@@ -84,7 +78,7 @@ def _check_versions() -> list[Finding]:
 
 def _check_requirements() -> list[Finding]:
     """Check the requirements of our package and of nnU-Net, as ``pip check`` does for all."""
-    owners = [owner for owner in ("nnunet-unifiedloss", "nnunetv2") if _version(owner)]
+    owners = [owner for owner in ("nnunet-unifiedloss", "nnunetv2") if installed_version(owner)]
     requirements = [
         (owner, Requirement(text)) for owner in owners for text in metadata.requires(owner) or ()
     ]
@@ -92,7 +86,7 @@ def _check_requirements() -> list[Finding]:
     for owner, requirement in requirements:
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
             continue
-        version = _version(requirement.name)
+        version = installed_version(requirement.name)
         if version and requirement.specifier.contains(version, prereleases=True):
             continue
         # a source tree on PYTHONPATH has no version, yet may work

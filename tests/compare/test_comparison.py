@@ -15,8 +15,8 @@ from scipy import stats
 
 from nnunet_unifiedloss.compare import plots
 from nnunet_unifiedloss.compare.analysis import ALL_LABELS, Settings, difference_table
+from nnunet_unifiedloss.compare.case_table import COLUMNS, Results
 from nnunet_unifiedloss.compare.comparison import analyse, compare
-from nnunet_unifiedloss.compare.results import COLUMNS, Results
 from nnunet_unifiedloss.compare.verdict import caveats, short_names, verdict
 
 BASELINE = "nnUNetTrainer"

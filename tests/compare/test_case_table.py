@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 
 from nnunet_unifiedloss.compare import measurement
+from nnunet_unifiedloss.compare.case_table import COLUMNS, collect, select_trainings
 from nnunet_unifiedloss.compare.metrics import METRICS, Structure, structure_metrics
-from nnunet_unifiedloss.compare.results import COLUMNS, collect, select_trainings
 from tests.helpers import results_folder
 from tests.helpers.results_folder import (
     PLAIN,
