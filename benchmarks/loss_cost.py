@@ -4,7 +4,7 @@
     python benchmarks/loss_cost.py --compile            # compiled, as nnU-Net does on a GPU
     python benchmarks/loss_cost.py --shape 2 4 96 96 96 --losses UnifiedFocalLoss
     python benchmarks/loss_cost.py --regions --ignore   # region-based training, ignored voxels
-    python benchmarks/loss_cost.py --growth docs/growth.png   # time against classes and voxels
+    python benchmarks/loss_cost.py --growth growth.png        # time against classes and voxels
     python benchmarks/loss_cost.py --distances          # beside MONAI's and exacta's losses
     python benchmarks/loss_cost.py --json benchmarks/measured.json   # for the pages made of it
     python benchmarks/loss_cost.py --device cuda        # any of these on a GPU

@@ -1,7 +1,4 @@
-"""The loss catalogue: ``torch.nn.Module`` losses for segmentation, usable without nnU-Net.
-
-All take ``loss(logits, target)``; see :class:`SegmentationLoss` for shapes and common options.
-"""
+"""The loss catalogue, usable without nnU-Net; see :class:`SegmentationLoss` for the interface."""
 
 from nnunet_unifiedloss.losses.base import CompoundLoss, OverlapLoss, SegmentationLoss
 from nnunet_unifiedloss.losses.boundary import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -265,11 +265,8 @@ class CompoundLoss(SegmentationLoss, abstract=True):
 
     def evaluate_terms(self, batch: Batch) -> dict[str, Tensor]:
         """The weighted summands by name."""
-        terms = {}
-        for name, loss in self.parts.items():
-            if isinstance(loss, SegmentationLoss):
-                terms[name] = self.weights[name] * loss.evaluate(batch)
-        return terms
+        parts = cast("dict[str, SegmentationLoss]", self.parts)
+        return {name: self.weights[name] * loss.evaluate(batch) for name, loss in parts.items()}
 
 
 def _explicit_signature(cls: type[SegmentationLoss]) -> inspect.Signature:

@@ -86,7 +86,7 @@ class DiceFocalLoss(DiceCompoundLoss):
     """
 
     paper = "Zhu 2019, arXiv:1808.05238"
-    when = "Dice + CE with the easy voxels faded out."
+    when = "Dice + CE with the easy voxels down-weighted."
     when_not = "Noisy labels: focusing amplifies them."
 
     def __init__(
@@ -228,7 +228,7 @@ class DiceHausdorffLoss(DiceCompoundLoss):
         self.combine(Dice=(1, self.dice_loss()), HausdorffDT=(1, hausdorff))
 
     def start_epoch(self, epoch: int, num_epochs: int, previous: Mapping[str, float]) -> None:
-        """Give both terms the same mean, going by the epoch before."""
+        """Set λ so that both terms had the same mean in the previous epoch."""
         dice, hausdorff = (previous.get(name, 0.0) for name in ("Dice", "HausdorffDT"))
         self.weights["HausdorffDT"] = dice / hausdorff if dice > 0 and hausdorff > 0 else 1
 
@@ -279,7 +279,7 @@ class ComboLoss(DiceCompoundLoss):
         """α · mean(w_t · CE) and −(1 − α) · mean_c Dice."""
         return {
             "CrossEntropy": self.alpha * self.cross_entropy.evaluate(batch),
-            "Dice": (self.alpha - 1) * batch.mean_over_classes(1 - self.dice.dice(batch)),
+            "Dice": (self.alpha - 1) * batch.mean_over_classes(1 - self.dice.loss_by_class(batch)),
         }
 
 

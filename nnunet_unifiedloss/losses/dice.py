@@ -34,9 +34,9 @@ class DiceLoss(OverlapLoss):
 
     def evaluate(self, batch: Batch) -> Tensor:
         """1 − mean_c Dice."""
-        return batch.mean_over_classes(self.dice(batch))
+        return batch.mean_over_classes(self.loss_by_class(batch))
 
-    def dice(self, batch: Batch) -> Tensor:
+    def loss_by_class(self, batch: Batch) -> Tensor:
         """1 − Dice of each sample, group and class in use, (B, G, K)."""
         return tversky_loss(self.counts(batch), alpha=0.5, beta=0.5, smooth=self.smooth / 2)
 
@@ -62,7 +62,7 @@ class LogCoshDiceLoss(DiceLoss):
 
     def evaluate(self, batch: Batch) -> Tensor:
         """Ln cosh of the Dice loss, mean over regions."""
-        half = batch.mean_of_groups(self.dice(batch)) / 2
+        half = batch.mean_of_groups(self.loss_by_class(batch)) / 2
         # ln cosh x = ln(1 + 2 sinh² (x/2)) keeps the digits of a small x
         return torch.log1p(2 * half.sinh().square()).mean()
 
@@ -102,9 +102,9 @@ class GeneralizedDiceLoss(OverlapLoss):
 
     def evaluate(self, batch: Batch) -> Tensor:
         """Mean over samples of the generalised Dice loss."""
-        return batch.mean_over_classes(self.generalized_dice(batch))
+        return batch.mean_over_classes(self.loss_by_sample(batch))
 
-    def generalized_dice(self, batch: Batch) -> Tensor:
+    def loss_by_sample(self, batch: Batch) -> Tensor:
         """1 − generalised Dice of each sample and group, (B, G, 1)."""
         tp, fp, fn = self.counts(batch)
         weights = self._class_weights(batch)
@@ -155,7 +155,7 @@ class PenaltyGeneralizedDiceLoss(GeneralizedDiceLoss):
 
     def evaluate(self, batch: Batch) -> Tensor:
         """L / (1 + k(1 − L)) of the generalised Dice loss L, mean over regions."""
-        loss = batch.mean_of_groups(self.generalized_dice(batch))
+        loss = batch.mean_of_groups(self.loss_by_sample(batch))
         return (loss / (1 + self.k * (1 - loss))).mean()
 
 
@@ -190,10 +190,10 @@ class SensitivitySpecificityLoss(OverlapLoss):
     def evaluate(self, batch: Batch) -> Tensor:
         """Mean over classes of the weighted mean squared errors inside and outside."""
         missed = batch.over_samples(batch.sum_by_class(batch.error.square()))
-        invented = batch.over_samples(batch.others.square().flatten(3).sum(3))
+        false_positives = batch.over_samples(batch.others.square().flatten(3).sum(3))
         inside = batch.over_samples(batch.class_voxels)
         outside = inside.sum(2, keepdim=True) - inside
         sensitivity = safe_divide(missed, inside + self.smooth)
-        specificity = safe_divide(invented, outside + self.smooth)
+        specificity = safe_divide(false_positives, outside + self.smooth)
         loss = self.weight * sensitivity + (1 - self.weight) * specificity
         return batch.mean_over_classes(loss if self.include_background else loss[..., 1:])

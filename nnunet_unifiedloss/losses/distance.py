@@ -15,7 +15,7 @@ from torch import Tensor
 Mask = npt.NDArray[np.bool_]
 Map = npt.NDArray[Any]
 
-_CACHED = 2**19  # bytes that a processor's cache holds some times over
+_CACHED = 2**19  # bytes; a few arrays of this size fit the processor's cache
 _LARGEST_BLOCK = 2**24  # numbers that the transform on a device holds at a time
 
 
@@ -30,14 +30,14 @@ def squared_distance(
         to: Voxels to measure to, booleans of the same shape.
         size: Size of a voxel along each spatial axis.
         dtype: Of the distances.
-        both: Give the others their distance to the nearest of these, too.
+        both: Also return the distance from ``to`` to ``of``, for the voxels of ``to``.
 
     Returns:
         The shape of the masks; 0 for all other voxels, and where there is nothing to measure to.
     """
-    if not _has_values(of):
-        distance = _on_a_device(of, to, size, dtype)
-        return distance + _on_a_device(to, of, size, dtype) if both else distance
+    if not _numpy_can_read(of):
+        distance = _with_torch(of, to, size, dtype)
+        return distance + _with_torch(to, of, size, dtype) if both else distance
     result = torch.zeros(of.shape, dtype=dtype)
     images = (values.flatten(0, -1 - len(size)).numpy() for values in (of, to, result))
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
@@ -45,7 +45,7 @@ def squared_distance(
     return result
 
 
-def _has_values(tensor: Tensor) -> bool:
+def _numpy_can_read(tensor: Tensor) -> bool:
     """True where NumPy can read a tensor: on the CPU, neither compiled nor in torch.func."""
     wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not wrapped
@@ -78,7 +78,7 @@ def _to_nearest(to: Mask, size: tuple[float, ...], dtype: np.dtype[Any]) -> Map:
     squares = [(length - 1) ** 2 for length in to.shape]
     infinity: float = np.iinfo(np.uint16).max - max(squares)  # a step may still be added to it
     if set(size) == {1.0} and sum(squares) < infinity:
-        dtype = np.dtype(np.uint16)  # twice as many to a vector instruction
+        dtype = np.dtype(np.uint16)  # half the memory to read and write
     else:
         infinity = math.inf
     _, *box = _box(to)
@@ -107,9 +107,8 @@ def _along_columns(to: Mask, step: float, dtype: np.dtype[Any], infinity: float)
 def _lowest(squared: Map, start: int, length: int, step: float, infinity: float) -> Map:
     """The least of squared + (step · shift)² over all shifts along the first axis.
 
-    Rows ``start`` and following of ``length`` rows are given, those beside them are infinite. Rows
-    are shifted as a whole, and no further than the largest distance found so far, because a larger
-    shift improves nothing.
+    Of ``length`` rows, those from ``start`` on are given; the others are infinite. Rows are shifted
+    no further than the largest distance found so far, because a larger shift improves nothing.
     """
     squared = np.ascontiguousarray(squared)
     result = np.full((length, *squared.shape[1:]), infinity, squared.dtype)
@@ -136,7 +135,7 @@ def _largest(values: Map, infinity: float) -> float:
     return float(largest if largest < infinity else values.max(where=values < infinity, initial=0))
 
 
-def _on_a_device(of: Tensor, to: Tensor, size: tuple[float, ...], dtype: torch.dtype) -> Tensor:
+def _with_torch(of: Tensor, to: Tensor, size: tuple[float, ...], dtype: torch.dtype) -> Tensor:
     """Squared distance in all images at once, by a minimum over the lines of each axis in turn."""
     first = to.ndim - len(size)
     squared = _along_axis(to, first, size[0], dtype)

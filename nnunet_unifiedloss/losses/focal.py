@@ -1,4 +1,4 @@
-"""Focal losses: cross entropy with confident voxels faded out."""
+"""Focal losses: cross entropy with confident voxels down-weighted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nnunet_unifiedloss.losses.probabilities import Batch
 
 
 class FocalLoss(SegmentationLoss):
-    r"""Focal loss: cross entropy with confident voxels faded out.
+    r"""Focal loss: cross entropy with confident voxels down-weighted.
 
     .. math:: L = \operatorname{mean}(\alpha_t (1 - p_t)^\gamma (-\ln p_t))
 
@@ -96,7 +96,7 @@ class SymmetricFocalLoss(SegmentationLoss):
     family = "distribution"
     paper = "Yeung 2021, arXiv:2102.04525"
     when = "Imbalance in both ways: rare foreground and many easy voxels."
-    when_not = "Foreground is rare: its voxels are faded out like the easy background."
+    when_not = "Foreground is rare: its voxels are down-weighted like the easy background."
 
     def __init__(self, *, delta: float = 0.7, gamma: float = 2, **options: Unpack[Options]) -> None:
         super().__init__(**options)
@@ -111,7 +111,7 @@ class SymmetricFocalLoss(SegmentationLoss):
 
 
 class AsymmetricFocalLoss(SymmetricFocalLoss):
-    r"""Asymmetric focal loss: only background voxels are faded out.
+    r"""Asymmetric focal loss: only background voxels are down-weighted.
 
     .. math:: L = \operatorname{mean}\begin{cases}
         \delta \, (-\ln p_t) & \text{foreground} \\

@@ -31,12 +31,12 @@ def tversky_loss(counts: Counts, *, alpha: float, beta: float, smooth: float) ->
 
 
 def focal_weight(error: Tensor, gamma: float) -> Tensor:
-    """(1 − p_t)^γ, the factor that fades out confident voxels.
+    """(1 − p_t)^γ, the factor that down-weights confident voxels.
 
-    To be multiplied by CE, which is 0 where 1 − p_t is: there the smallest float stands in for 0,
-    since the gradient of 0^γ is infinite for γ < 1.
+    It multiplies CE, which is 0 where 1 − p_t is. A tiny number stands in for 0 there, since the
+    gradient of 0^γ is infinite for γ < 1.
     """
-    return error.clamp_min(torch.finfo(error.dtype).tiny).pow(gamma)
+    return error.clamp_min(zero(error)).pow(gamma)
 
 
 def power(base: Tensor, exponent: float) -> Tensor:
@@ -46,8 +46,8 @@ def power(base: Tensor, exponent: float) -> Tensor:
     """
     if exponent == 1:
         return base
-    zero = base < torch.finfo(base.dtype).tiny
-    return torch.where(zero, 0, torch.where(zero, 1, base).pow(exponent))
+    is_zero = base < zero(base)
+    return torch.where(is_zero, 0, torch.where(is_zero, 1, base).pow(exponent))
 
 
 def constants(values: Sequence[float], like: Tensor) -> Tensor:
@@ -55,13 +55,15 @@ def constants(values: Sequence[float], like: Tensor) -> Tensor:
     return torch.stack([like.new_full((), value) for value in values])
 
 
-def safe_divide(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """Numerator / denominator, and 0 where the denominator is 0; both ≥ 0, numerator the smaller.
+def safe_divide(a: Tensor, b: Tensor) -> Tensor:
+    """Quotient of a ≥ 0 and b ≥ a, and 0 where b is 0."""
+    is_zero = b <= zero(b)  # False where it is NaN
+    return torch.where(is_zero, 0, a / torch.where(is_zero, 1, b))
 
-    "0" ends at the root of the smallest float: below it, the gradient 1/denominator² overflows.
-    """
-    zero = denominator <= torch.finfo(denominator.dtype).tiny ** 0.5  # False where it is NaN
-    return torch.where(zero, 0, numerator / torch.where(zero, 1, denominator))
+
+def zero(like: Tensor) -> float:
+    """The largest number that counts as 0: below it, 1/x² and x^(γ − 2) overflow."""
+    return float(torch.finfo(like.dtype).tiny ** 0.5)
 
 
 def shift(values: Tensor, axis: int, by: int) -> Tensor:

@@ -69,7 +69,7 @@ def by_sorting(errors: Tensor, inside: Tensor, counted: Tensor) -> Tensor:
     Args:
         errors: (G, K, N).
         inside: True for the voxels of each class, (G, K, N).
-        counted: True for the voxels that are not ignored, (N,); not needed here.
+        counted: True for the voxels that are not ignored, (N,); only levels need it.
     """
     order = errors.argsort(2, descending=True)
     is_inside = inside.gather(2, order)

@@ -7,8 +7,8 @@ Axes: ``B`` samples, ``G`` groups, ``K`` classes, ``S`` the two or three spatial
 one classification problem: labels have a single group of ``K = C`` classes; each region is a group
 of ``K = 2`` classes (background, region).
 
-An ignored voxel looks like a perfectly predicted one without gradient (CE = 0 and 1 − p_t = 0), so
-it adds nothing to a sum of errors. Wherever voxels themselves are counted, it is masked out.
+An ignored voxel has CE, p_t and 1 − p_t of 0 without gradient, so it adds nothing to any sum. Where
+voxels themselves are counted, it is masked out.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class Batch(ABC):
     Attributes:
         cross_entropy: CE = −ln p_t, (B, G, *S).
         p_t: Probability of a voxel's true class, 0 where ignored, (B, G, *S).
-        error: 1 − p_t, exact down to the smallest float, (B, G, *S).
+        error: 1 − p_t, computed without cancellation, (B, G, *S).
         truth: Index of a voxel's true class, 0 where it is ignored, (B, G, *S).
         ignored: True where a voxel is ignored, (B, 1, *S), or None.
         num_classes: K.
@@ -184,7 +184,7 @@ class Batch(ABC):
     def counted(self) -> Tensor:
         """True where a voxel is not ignored, (B, 1, *S)."""
         if self.ignored is None:
-            return torch.ones_like(self.truth[:, :1], dtype=torch.bool)
+            return torch.ones_like(self.error[:, :1], dtype=torch.bool)
         return ~self.ignored
 
     @computed_once
@@ -349,6 +349,11 @@ class RegionBatch(Batch):
     def truth(self) -> Tensor:  # type: ignore[override]
         """1 for the region, 0 for the background and where ignored, (B, R, *S)."""
         return self._foreground.long()
+
+    @computed_once
+    def one_hot(self) -> Tensor:
+        """True for the true one of {background, region} where a voxel counts, (B, R, 2, *S)."""
+        return torch.stack([~self.foreground & self.counted, self.foreground], 2)
 
     @property
     def foreground(self) -> Tensor:

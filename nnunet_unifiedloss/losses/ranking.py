@@ -48,12 +48,11 @@ def copies_on_a_gpu(rows: int) -> int:
 def weights_of_largest(values: Tensor, number: Tensor, *, ddp: bool) -> Tensor:
     """1 for the largest values of each row, 0 for the others; ties share what is left equally.
 
-    From the highest bits on, a histogram tells which digit the smallest selected value has. Unlike
-    with ``torch.topk``, ``number`` may be a tensor.
+    From the highest bits on, a histogram tells which digit the smallest selected value has.
 
     Args:
         values: Floats ≥ 0, (rows, columns).
-        number: How many to select in each row, (rows, 1), at least 1.
+        number: How many to select in each row, (rows, 1), ≥ 1; torch.topk takes no tensor.
         ddp: Select among the columns of all ranks.
 
     Returns:

@@ -109,10 +109,9 @@ def window_sum(values: Tensor, width: int) -> Tensor:
     The weight of the nearest voxels is 1, so that of the voxel itself is larger.
     """
     for axis in range(3, values.ndim):
-        margin = min(width // 2, values.shape[axis] - 1)
-        total = torch.zeros_like(values)
-        for by in range(-margin, margin + 1):
-            weight = math.exp((1 - by**2) / (2 * SIGMA**2))
-            total = total + weight * shift(values, axis, by)
+        total = math.exp(1 / (2 * SIGMA**2)) * values
+        for by in range(1, min(width // 2, values.shape[axis] - 1) + 1):
+            neighbours = shift(values, axis, by) + shift(values, axis, -by)
+            total = torch.add(total, neighbours, alpha=math.exp((1 - by**2) / (2 * SIGMA**2)))
         values = total
     return values

@@ -48,9 +48,9 @@ class TverskyLoss(OverlapLoss):
 
     def evaluate(self, batch: Batch) -> Tensor:
         """1 − mean_c TI."""
-        return batch.mean_over_classes(self.tversky(batch))
+        return batch.mean_over_classes(self.loss_by_class(batch))
 
-    def tversky(self, batch: Batch) -> Tensor:
+    def loss_by_class(self, batch: Batch) -> Tensor:
         """1 − TI of each sample, group and class in use, (B, G, K)."""
         return tversky_loss(
             self.counts(batch), alpha=self.alpha, beta=self.beta, smooth=self.smooth
@@ -161,7 +161,7 @@ class FocalTverskyLoss(TverskyLoss):
 
     def evaluate(self, batch: Batch) -> Tensor:
         """Mean of (1 − TI)^γ."""
-        return batch.mean_over_classes(power(self.tversky(batch), self.gamma))
+        return batch.mean_over_classes(power(self.loss_by_class(batch), self.gamma))
 
 
 class SymmetricFocalTverskyLoss(OverlapLoss):
@@ -204,9 +204,9 @@ class SymmetricFocalTverskyLoss(OverlapLoss):
 
     def evaluate(self, batch: Batch) -> Tensor:
         """Mean of (1 − TI)^(1 − γ)."""
-        return batch.mean_over_classes(self.focus(self.tversky(batch)))
+        return batch.mean_over_classes(self.focus(self.loss_by_class(batch)))
 
-    def tversky(self, batch: Batch) -> Tensor:
+    def loss_by_class(self, batch: Batch) -> Tensor:
         """1 − TI of each sample, group and class in use, (B, G, K)."""
         return tversky_loss(
             self.counts(batch), alpha=1 - self.delta, beta=self.delta, smooth=self.smooth

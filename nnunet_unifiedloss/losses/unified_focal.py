@@ -21,7 +21,7 @@ class UnifiedFocalLoss(OverlapLoss, CompoundLoss):
     .. math:: L = \lambda \, L_\text{asymmetric focal Tversky}
         + (1 - \lambda) \, L_\text{asymmetric focal}
 
-    The focal term fades out easy background voxels only; the Tversky term focuses foreground
+    The focal term down-weights easy background voxels only; the Tversky term focuses foreground
     classes only. A rare class therefore keeps its full gradient.
 
     Args:
@@ -47,8 +47,8 @@ class UnifiedFocalLoss(OverlapLoss, CompoundLoss):
     when = "Start here when Dice + cross entropy misses a small lesion."
     when_not = "With nnU-Net's learning rate as it is: its gradient is a quarter of the default's."
 
-    tversky_loss: ClassVar[type[SymmetricFocalTverskyLoss]] = AsymmetricFocalTverskyLoss
-    focal_loss: ClassVar[type[SymmetricFocalLoss]] = AsymmetricFocalLoss
+    tversky_class: ClassVar[type[SymmetricFocalTverskyLoss]] = AsymmetricFocalTverskyLoss
+    focal_class: ClassVar[type[SymmetricFocalLoss]] = AsymmetricFocalLoss
 
     def __init__(
         self,
@@ -64,14 +64,14 @@ class UnifiedFocalLoss(OverlapLoss, CompoundLoss):
         self.weight = check_number("weight", weight, maximum=1)
         self.delta = check_number("delta", delta, maximum=1)
         self.gamma = check_number("gamma", gamma, maximum=1, below=True)
-        tversky = self.tversky_loss(
+        tversky = self.tversky_class(
             delta=delta,
             gamma=gamma,
             smooth=smooth,
             include_background=include_background,
             **options,
         )
-        focal = self.focal_loss(delta=delta, gamma=gamma, **options)
+        focal = self.focal_class(delta=delta, gamma=gamma, **options)
         parts = ((self.weight, tversky), (1 - self.weight, focal))
         self.combine(**{type(loss).__name__.removesuffix("Loss"): (w, loss) for w, loss in parts})
 
@@ -104,5 +104,5 @@ class SymmetricUnifiedFocalLoss(UnifiedFocalLoss):
     paper = "Yeung 2021, arXiv:2102.04525"
     when = "Severe imbalance where foreground classes differ little in size."
     when_not = "Rare foreground: the asymmetric form keeps its gradient."
-    tversky_loss = SymmetricFocalTverskyLoss
-    focal_loss = SymmetricFocalLoss
+    tversky_class = SymmetricFocalTverskyLoss
+    focal_class = SymmetricFocalLoss

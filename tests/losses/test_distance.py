@@ -27,7 +27,7 @@ def in_voxels(of, to, transform=squared_distance):
 
 
 # the implementation for devices runs on the CPU as well
-either = pytest.mark.parametrize("transform", [squared_distance, distance._on_a_device])
+either = pytest.mark.parametrize("transform", [squared_distance, distance._with_torch])
 
 
 @either

@@ -88,11 +88,16 @@ def test_deep_supervision_compiles_few_graphs(name, regions):
     generator = torch.Generator().manual_seed(0)
     for size in (64, 32, 16, 8, 4, 2):
         shape = (2, 3, size, size, max(size // 2, 2))
-        logits = torch.randn(shape, generator=generator)
+        logits = torch.randn(shape, generator=generator).requires_grad_()
         target = torch.rand(shape, generator=generator) < 0.2
         target = target if regions else target.int().argmax(1, keepdim=True).float()
         value = torch.stack(list(compiled(logits, target).values())).sum()
-        torch.testing.assert_close(value, loss(logits, target), rtol=1e-5, atol=1e-6)
+        expected = loss(logits, target)
+        torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
+        gradients = [torch.autograd.grad(v, logits)[0] for v in (value, expected)]
+        torch.testing.assert_close(
+            *gradients, rtol=1e-3, atol=1e-5 * gradients[1].abs().max().item()
+        )
     assert counter.frame_count <= 3
 
 

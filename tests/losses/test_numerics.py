@@ -35,7 +35,7 @@ def corner_cases(regions, channels=3):
         ("full", full),
         ("one sample empty", half),
     ):
-        for confidence in (SATURATED, 80.0, 20.0, 1e-3, 0.0, -20.0, -80.0, -SATURATED):
+        for confidence in (SATURATED, 101.0, 80.0, 20.0, 1e-3, 0.0, -20.0, -80.0, -SATURATED):
             yield f"{label} {confidence}", logits_for(labels, channels, regions, confidence), labels
         yield (
             f"{label} at random",
@@ -217,3 +217,30 @@ def test_thin_patches(name, space):
     value = getattr(losses, name)()(logits, torch.ones(2, 1, *space))
     value.backward()
     assert torch.isfinite(logits.grad).all()
+
+
+STRONGLY_FOCUSED = {
+    "UnifiedFocalLoss": {"gamma": 0.99},
+    "SymmetricFocalTverskyLoss": {"gamma": 0.99},
+    "FocalTverskyLoss": {"gamma": 0.05},
+    "ExponentialLogarithmicLoss": {"gamma_dice": 0.05},
+    "FocalLoss": {"gamma": 0.5},
+    "AsymmetricFocalLoss": {"gamma": 0.5},
+}
+
+
+@every_mode
+@pytest.mark.parametrize("name", STRONGLY_FOCUSED)
+@pytest.mark.parametrize("margin", [40.0, 60.0, 75.0, 87.0, 99.0, 101.0, 103.0])
+def test_derivatives_are_finite_where_probabilities_are_nearly_zero(name, regions, margin):
+    """First and second derivatives in float32 with an absent class and confident voxels."""
+    target = torch.zeros(1, 2 if regions else 1, 6, 6, 6)
+    logits = logits_for(target, 2, regions, margin / 2 if not regions else margin)
+    logits[..., 0] *= 0.01  # some voxels are not confident
+    for x in (logits, logits_for(target, 2, regions, margin / 2 if not regions else margin)):
+        x = x.clone().requires_grad_()
+        value = getattr(losses, name)(regions=regions, **STRONGLY_FOCUSED[name])(x, target)
+        (gradient,) = torch.autograd.grad(value, x, create_graph=True)
+        (second,) = torch.autograd.grad((gradient * torch.ones_like(x)).sum(), x)
+        assert gradient.isfinite().all()
+        assert second.isfinite().all()
