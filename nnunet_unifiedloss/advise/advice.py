@@ -14,7 +14,6 @@ from nnunet_unifiedloss.advise.rules import COST, Rule, matching
 from nnunet_unifiedloss.advise.source import (
     Grid,
     Source,
-    check_labels,
     find_plans,
     find_source,
     select_grid,
@@ -110,7 +109,6 @@ def advise(
         ValueError: The data set, its labels, the configuration or the plans are missing or wrong.
     """
     source = find_source(dataset)
-    check_labels(source)
     planar = is_planar(source)
     grid = select_grid(find_plans(source.dataset, plans), configuration, planar)
     cases = measure_labels(source, grid, processes=processes, progress=progress)
@@ -134,7 +132,7 @@ def _advice(
 ) -> Advice:
     first = _recommendations(structures, "try")
     trainers = [item.trainer for item in first]
-    command = ["-d", source.dataset.removeprefix("Dataset")[:3].lstrip("0") or "0"]
+    command = ["-d", str(int(source.dataset[len("Dataset") :][:3]))]
     command += ["-c", grid.configuration]
     if grid.plans not in (None, DEFAULT_PLANS):
         command += ["-p", str(grid.plans)]

@@ -117,9 +117,8 @@ def is_planar(source: Source) -> bool:
 def _measure(source: Source, grid: Grid, index: int, shape: bool) -> tuple[int, CaseMeasurement]:
     path = source.files[index]
     image = _read(source, path)
-    labels = image.array.transpose(grid.axes).astype(np.int16)
-    counts = _count(labels)
-    _check_values(source, path, image, counts)
+    counts = _count_labels(source, path, image.array)
+    labels = image.array.transpose(grid.axes).astype(np.int32)
     spacing = [image.spacing[axis] for axis in grid.axes]
     structures = _structures(source, labels, shape)
     if grid.patch is not None and grid.spacing is not None:
@@ -140,27 +139,36 @@ def _read(source: Source, path: Path) -> LabelImage:
         raise ValueError(f"{path}: cannot be read ({reason}); remedy: restore this file") from error
 
 
-def _count(labels: npt.NDArray[np.int16]) -> dict[int, int]:
-    """Count the voxels of each label, slice by slice, which needs little memory."""
-    lowest = min(int(labels.min()), 0)
-    counts = np.zeros(int(labels.max()) - lowest + 1, dtype=np.int64)
-    for part in labels:
-        counts += np.bincount(part.ravel().astype(np.int64) - lowest, minlength=len(counts))
-    return {int(value) + lowest: int(counts[value]) for value in np.flatnonzero(counts)}
+def _count_labels(source: Source, path: Path, array: npt.NDArray[Any]) -> dict[int, int]:
+    """Count the voxels of each label.
 
-
-def _check_values(source: Source, path: Path, image: LabelImage, counts: Mapping[int, int]) -> None:
-    """Raise a ValueError for labels that are not integers or not listed in ``dataset.json``."""
-    unknown: list[float] = sorted(counts.keys() - source.allowed)
-    if not unknown and not np.array_equal(image.array, np.rint(image.array)):
-        unknown = sorted({*np.unique(image.array).tolist()} - source.allowed)[:3]
+    Raises:
+        ValueError: A value is not a label of ``dataset.json``.
+    """
+    largest = max(source.allowed)
+    counts: dict[int, int] = {}
+    unknown: set[float] = set()
+    if array.min() >= 0 and array.max() <= largest and np.array_equal(array, np.rint(array)):
+        counts = _count(array, largest)
+        unknown = {*counts} - source.allowed
+    else:
+        unknown = {*np.unique(array).tolist()} - source.allowed
     if unknown:
-        values = ", ".join(f"{value:g}" for value in unknown)
+        values = ", ".join(f"{value:g}" for value in sorted(unknown)[:5])
         known = ", ".join(map(str, sorted(source.allowed)))
         raise ValueError(
             f"{path}: holds the label {values}, but {source.description} lists {known}; remedy: "
             "correct the file, or add the label to dataset.json"
         )
+    return counts
+
+
+def _count(array: npt.NDArray[Any], largest: int) -> dict[int, int]:
+    """Count the voxels of each label, slice by slice, which needs little memory."""
+    counts = np.zeros(largest + 1, dtype=np.int64)
+    for part in array:
+        counts += np.bincount(part.ravel().astype(np.int64), minlength=largest + 1)
+    return {int(label): int(counts[label]) for label in np.flatnonzero(counts)}
 
 
 def _ignored(source: Source) -> int:
@@ -168,7 +176,7 @@ def _ignored(source: Source) -> int:
 
 
 def _structures(
-    source: Source, labels: npt.NDArray[np.int16], shape: bool
+    source: Source, labels: npt.NDArray[np.int32], shape: bool
 ) -> dict[str, StructureMeasurement]:
     if 1 in labels.shape:  # an image of two axes
         labels = labels.squeeze(labels.shape.index(1))
@@ -183,10 +191,11 @@ def _structure(mask: Mask, shape: bool) -> StructureMeasurement:
     """Measure the components of a structure, connected by faces, edges or corners."""
     import cc3d
 
-    mask = np.ascontiguousarray(mask[_box(mask)])
-    if not mask.size:
+    # as integers: of Boolean images with two axes, cc3d 4.1 leaves components in pieces
+    found = mask[_box(mask)].astype(np.uint8)
+    if not found.size:
         return StructureMeasurement(elongated=0 if shape else None)
-    components = cc3d.connected_components(mask, connectivity=26 if mask.ndim == 3 else 8)
+    components = cc3d.connected_components(found, connectivity=26 if found.ndim == 3 else 8)
     voxels = cc3d.statistics(components)["voxel_counts"][1:].astype(np.int64)
     elongated = elongated_volume(components, voxels) if shape else None
     return StructureMeasurement(tuple(voxels.tolist()), elongated)
@@ -204,7 +213,7 @@ def _box(mask: Mask) -> tuple[slice, ...]:
 
 def _with_patches(
     source: Source,
-    labels: npt.NDArray[np.int16],
+    labels: npt.NDArray[np.int32],
     structures: Mapping[str, StructureMeasurement],
     size: Sequence[int],
     generator: np.random.Generator,

@@ -117,5 +117,5 @@ def _share(mask: Mask, corners: Sequence[Corner], patch: Sequence[int]) -> float
     hits = 0
     for corner in corners:
         low, high = np.maximum(corner, 0), corner + np.array(patch)
-        hits += mask[tuple(map(slice, low, high))].any()
+        hits += bool(mask[tuple(map(slice, low, high))].any())
     return hits / len(corners)

@@ -21,7 +21,7 @@ from nnunet_unifiedloss.results.trainings import (
 )
 from nnunet_unifiedloss.results.validation import Labels, labels_from
 
-__all__ = ["Grid", "Source", "check_labels", "find_plans", "find_source", "select_grid"]
+__all__ = ["Grid", "Source", "find_plans", "find_source", "select_grid"]
 
 FORMAT = "github.com/MIC-DKFZ/nnUNet, documentation/dataset_format.md"
 
@@ -57,7 +57,7 @@ class Grid:
         configuration: ``2d``, ``3d_fullres``, …
         plans: Identifier of the plans; None where the data set has none.
         axes: nnU-Net's ``transpose_forward``.
-        spacing: Spacing of the configuration; of two values, the first axis keeps that of the image.
+        spacing: Spacing of the configuration; two values leave the first axis as it is.
         patch: Patch size, None without plans.
         batch: Batch size, None without plans.
     """
@@ -140,8 +140,11 @@ def _read_description(path: Path) -> dict[str, Any]:
         if not isinstance(content, dict) or not isinstance(content.get(key), kind):
             raise ValueError(f"{path}: has no {key!r}; remedy: add it ({FORMAT})")
     labels = content["labels"]
-    if labels.get("background") != 0:
-        raise ValueError(f"{path}: labels has no 'background': 0; remedy: add it ({FORMAT})")
+    if labels.get("background") != 0 or not labels.keys() - {"background", "ignore"}:
+        raise ValueError(
+            f"{path}: labels are {labels}, without 'background': 0 or without another label; "
+            f"remedy: add it ({FORMAT})"
+        )
     return dict(content)
 
 
@@ -166,12 +169,6 @@ def _reader(content: dict[str, Any], example: Path) -> str:
                 "file_ending in dataset.json"
             ) from error
     return str(reader.__name__)
-
-
-def check_labels(source: Source) -> None:
-    """Raise a ValueError for a ``dataset.json`` without structures."""
-    if not source.labels.structures:
-        raise ValueError(f"{source.description}: labels lists background only; remedy: add labels")
 
 
 def find_plans(dataset: str, identifier: str | None) -> Plans | None:

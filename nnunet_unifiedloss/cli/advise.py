@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import os
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from nnunet_unifiedloss.cli.arguments import positive
@@ -12,8 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from nnunet_unifiedloss.advise.advice import Advice, Recommendation
-    from nnunet_unifiedloss.advise.findings import StructureFindings
+    from nnunet_unifiedloss.advise.advice import Advice, Reason, Recommendation
+    from nnunet_unifiedloss.advise.findings import StructureFindings, Volumes
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -52,38 +55,49 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _print_advice(console: Console, advice: Advice) -> None:
-    show = console.print
+    show = functools.partial(console.print, soft_wrap=True)
     plans = advice.plans or "not planned yet"
-    show(f"{advice.dataset}, {advice.configuration} ({plans}): {advice.cases} cases")
-    show(_table(advice))
+    show(f"{advice.dataset}, {advice.configuration} ({plans}), {advice.cases} cases")
+    console.print(_table(advice))
     if advice.plans is None:
         show(
-            "Without plans, nothing is known about patches, and voxels are those of the images: "
-            f"nnUNetv2_plan_experiment -d {advice.dataset} after nnUNetv2_extract_fingerprint",
-            soft_wrap=True,
+            "Without plans, patches are unknown, and voxels are those of the images; to plan: "
+            f"nnUNetv2_plan_and_preprocess -d {advice.dataset} --no_pp"
         )
     show("\nTry first:")
-    for recommendation in advice.first:
-        _print_recommendation(console, recommendation)
+    _print_trainers(console, advice.first)
     if advice.avoid:
         show("\nNot first:")
-    for recommendation in advice.avoid:
-        _print_recommendation(console, recommendation)
+        _print_trainers(console, advice.avoid)
     show(
-        f"\n{advice.trainings} trainings of nnU-Net's 1,000 epochs; for a first impression, use "
-        "-f 0 and names with _100epochs:",
-        soft_wrap=True,
+        f"\n{advice.trainings} trainings of nnU-Net's 1,000 epochs, often a day each on a GPU; for "
+        "a first impression, add -f 0 and _100epochs to each name:"
     )
-    show(f"{advice.sweep}\n{advice.compare}", soft_wrap=True)
+    show(f"{advice.sweep}\n{advice.compare}")
 
 
-def _print_recommendation(console: Console, item: Recommendation) -> None:
-    cost = "" if item.time is None else f" (loss: {item.time:g} × time, {item.memory:g} × memory)"
-    console.print(f"  {item.trainer}{cost}", soft_wrap=True)
-    for reason in item.reasons:
-        console.print(f"    {reason.text} [{reason.evidence}]", soft_wrap=True)
-        for structure, facts in reason.because.items():
-            console.print(f"      {structure}: {facts}", soft_wrap=True)
+def _print_trainers(console: Console, items: Iterable[Recommendation]) -> None:
+    """Print trainers with their reasons; those with the same reasons together."""
+    show = functools.partial(console.print, soft_wrap=True)
+    for reasons, group in itertools.groupby(items, key=lambda item: item.reasons):
+        show(f"  {', '.join(_with_cost(item) for item in group)}")
+        for reason in reasons:
+            show(f"    {reason.text} ({reason.evidence})")
+            show(f"    {_because(reason)}" if reason.because else "", end="")
+
+
+def _with_cost(item: Recommendation) -> str:
+    if item.time is None:
+        return item.trainer
+    return f"{item.trainer} (loss: {item.time:g} × time, {item.memory:g} × memory)"
+
+
+def _because(reason: Reason) -> str:
+    """Return the facts, with the names of all structures that share them."""
+    names: dict[str, list[str]] = {}
+    for structure, facts in reason.because.items():
+        names.setdefault(facts, []).append(structure)
+    return "; ".join(f"{', '.join(of_facts)}: {facts}" for facts, of_facts in names.items()) + "\n"
 
 
 def _table(advice: Advice) -> Table:
@@ -100,14 +114,19 @@ def _table(advice: Advice) -> Table:
 
 
 def _cells(structure: StructureFindings) -> list[str]:
-    volumes = structure.volumes
     return [
         f"{100 * structure.share:.2g} %",
         str(structure.cases_without),
         str(structure.components),
         f"{structure.per_case:g}",
-        f"{volumes.median:.3g} ({volumes.smallest:.3g}–{volumes.largest:.4g})" if volumes else "–",
+        _range(structure.volumes) if structure.volumes else "–",
         f"{structure.tiny_components} ({structure.tiny:.0%})",
         "–" if structure.patches is None else f"{structure.patches:.0%}",
         f"{structure.tubular:.0%}",
     ]
+
+
+def _range(volumes: Volumes) -> str:
+    values = (volumes.median, volumes.smallest, volumes.largest)
+    texts = [f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in values]
+    return "{} ({}–{})".format(*texts)
