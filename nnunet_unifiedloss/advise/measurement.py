@@ -150,9 +150,9 @@ def _count_labels(source: Source, path: Path, array: npt.NDArray[Any]) -> dict[i
     unknown: set[float] = set()
     if array.min() >= 0 and array.max() <= largest and np.array_equal(array, np.rint(array)):
         counts = _count(array, largest)
-        unknown = {*counts} - source.allowed
+        unknown.update(counts.keys() - source.allowed)
     else:
-        unknown = {*np.unique(array).tolist()} - source.allowed
+        unknown.update({*np.unique(array).tolist()} - source.allowed)
     if unknown:
         values = ", ".join(f"{value:g}" for value in sorted(unknown)[:5])
         known = ", ".join(map(str, sorted(source.allowed)))
