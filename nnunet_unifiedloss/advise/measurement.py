@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import multiprocessing
 import signal
+import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -95,18 +97,28 @@ def _measure_all(
         return
     # as nnU-Net does: forked workers would inherit locks of threads that they do not have
     context = multiprocessing.get_context("spawn")
-    # Ctrl-C reaches all processes; only this one shall report it
-    ignore = (signal.SIGINT, signal.SIG_IGN)
-    with ProcessPoolExecutor(
-        min(processes, len(tasks)), context, initializer=signal.signal, initargs=ignore
-    ) as pool:
+    with ProcessPoolExecutor(min(processes, len(tasks)), context) as pool:
         try:
-            futures = [pool.submit(_measure, *task) for task in tasks]
+            with _interruptions_ignored():
+                futures = [pool.submit(_measure, *task) for task in tasks]
             for future in as_completed(futures):
                 yield future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+@contextlib.contextmanager
+def _interruptions_ignored() -> Iterator[None]:
+    """Ignore Ctrl-C, also in processes started meanwhile: it reaches all, and one shall report."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def is_planar(source: Source) -> bool:

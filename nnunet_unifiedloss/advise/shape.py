@@ -81,5 +81,17 @@ def _skeleton_lengths(
 
     selected = np.zeros(count + 1, dtype=bool)
     selected[candidates] = True
-    skeleton = skeletonize(selected[components])
-    return np.bincount(components[skeleton], minlength=count + 1)[1:]
+    images = [np.where(selected[components], components, 0)]
+    if components.ndim == 3:
+        # scikit-image removes tubes with an even number of voxels across (its issue 3757)
+        images.append(_thicker(images[0]))
+    lengths = [np.bincount(image[skeletonize(image > 0)], minlength=count + 1) for image in images]
+    return np.asarray(np.max(lengths, axis=0)[1:])
+
+
+def _thicker(components: Components) -> Components:
+    """Return the components, one voxel thicker along each axis."""
+    padded = np.pad(components, [(0, 1)] * components.ndim)
+    for axis in range(padded.ndim):
+        padded = np.maximum(padded, np.roll(padded, 1, axis))
+    return padded

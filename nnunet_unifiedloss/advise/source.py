@@ -105,7 +105,8 @@ def _existing(name_or_id: str | int) -> str:
     try:
         dataset = dataset_name(name_or_id)
     except ValueError as error:
-        raise ValueError(f"{error}{hint}") from error
+        remedy = "" if "remedy" in str(error) else "; remedy: give one of these"
+        raise ValueError(f"{error}{remedy}{hint}") from error
     if dataset not in known:
         where = ", ".join(map(str, folders)) or "nowhere: nnU-Net's folders are not set"
         raise ValueError(

@@ -95,3 +95,10 @@ def test_the_threshold_on_real_data(test_data, monkeypatch):
     assert vessels > 0.95
     assert max(shares.values()) < 0.25
     assert LONG == 20
+
+
+@pytest.mark.parametrize("width", [(1, 2), (2, 2), (2, 3), (3, 3), (4, 4)])
+def test_tubes_of_any_width(width):
+    """Also those with an even number of voxels across, which scikit-image's skeleton loses."""
+    mask = np.pad(np.ones((200, *width), dtype=np.uint8), 2)
+    assert elongated_volume(mask, np.array([mask.sum()])) == mask.sum()
