@@ -13,18 +13,18 @@ __all__ = ["BASELINE", "COST", "FACTS", "RULES", "Condition", "Rule", "matching"
 
 BASELINE = "nnUNetTrainer"
 
-# facts of a structure that conditions use: text and unit of the threshold
+# facts of a structure, as texts with their value or with a threshold
 FACTS = {
-    "share": "share of the voxels",
-    "rarest": "share of the voxels of the rarest structure",
-    "largest_ratio": "times smaller than the largest structure",
-    "structures": "number of structures",
-    "absent": "share of cases without it",
-    "per_case": "components per case",
-    "tiny": "share of components below 5 voxels",
-    "patches": "share of training patches with it",
-    "tubular": "share of its volume in elongated components",
-    "axes": "axes of the images",
+    "share": "{} of the voxels",
+    "rarest": "rarest structure {} of the voxels",
+    "largest_ratio": "{} times smaller than the largest structure",
+    "structures": "{} structures",
+    "absent": "absent in {} of the cases",
+    "per_case": "{} components per case",
+    "tiny": "{} of the components below 5 voxels",
+    "patches": "in {} of the training patches",
+    "tubular": "{} of the volume in elongated components",
+    "axes": "images with {} axes",
 }
 _PERCENT = {"share", "rarest", "absent", "tiny", "patches", "tubular"}
 _COMPARE: dict[str, Callable[[float, float], bool]] = {"<": operator.lt, "≥": operator.ge}
@@ -45,10 +45,10 @@ class Condition:
 
     def value(self, structure: StructureFindings) -> str:
         """Return the fact of a structure as text."""
-        return f"{FACTS[self.fact]} {self._text(getattr(structure, self.fact))}"
+        return FACTS[self.fact].format(self._text(getattr(structure, self.fact)))
 
     def __str__(self) -> str:
-        return f"{FACTS[self.fact]} {self.relation} {self._text(self.threshold)}"
+        return FACTS[self.fact].format(f"{self.relation} {self._text(self.threshold)}")
 
     def _text(self, value: float) -> str:
         return f"{100 * value:.2g} %" if self.fact in _PERCENT else f"{value:.3g}"

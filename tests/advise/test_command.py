@@ -29,7 +29,7 @@ def test_the_output(raw, capsys):
     cells = ["lesion", "0.028 %", "1", "1", "1", "18 (18–18)", "0 (0%)", "–", "0%"]
     assert [cell.strip() for cell in row.strip("│").split("│")] == cells
     assert "  nnUNetTrainerUnifiedFocal (loss: 0.58 × time, 0.61 × memory)\n" in out
-    assert "\n    lesion: share of the voxels 0.028 %\n" in out
+    assert "\n    lesion: 0.028 % of the voxels\n" in out
     # those with the same reasons stand together
     assert "\n  nnUNetTrainerCrossEntropy, nnUNetTrainerFocal\n" in out
     assert "nnUNetv2_plan_and_preprocess -d Dataset004_Test --no_pp" in out
