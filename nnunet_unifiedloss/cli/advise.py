@@ -13,7 +13,6 @@ from nnunet_unifiedloss.cli.arguments import positive
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
     from nnunet_unifiedloss.advise.advice import Advice, Reason, Recommendation
     from nnunet_unifiedloss.advise.findings import StructureFindings, Volumes
@@ -58,7 +57,7 @@ def _print_advice(console: Console, advice: Advice) -> None:
     show = functools.partial(console.print, soft_wrap=True)
     plans = advice.plans or "not planned yet"
     show(f"{advice.dataset}, {advice.configuration} ({plans}), {advice.cases} cases")
-    console.print(_table(advice))
+    _print_structures(console, advice)
     if advice.plans is None:
         show(
             "Without plans, patches are unknown, and voxels are those of the images; to plan: "
@@ -100,17 +99,27 @@ def _because(reason: Reason) -> str:
     return "; ".join(f"{', '.join(of_facts)}: {facts}" for facts, of_facts in names.items()) + "\n"
 
 
-def _table(advice: Advice) -> Table:
+def _print_structures(console: Console, advice: Advice) -> None:
+    """Print a table, or lines in a terminal that is too narrow for the table."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table("structure")
-    headings = ["voxels", "cases without", "components", "per case"]
-    headings += [f"median {advice.unit} (range)", "< 5 voxels", "in patches", "elongated"]
+    from nnunet_unifiedloss._support.terminal import fits
+
+    headings = ["voxels", "cases\nwithout", "components", "per\ncase"]
+    headings += [f"{advice.unit}: median\n(range)", "< 5\nvoxels", "in\npatches", "elongated"]
+    table = Table("structure", box=SIMPLE_HEAD)
     for heading in headings:
         table.add_column(heading, justify="right")
     for structure in advice.structures:
         table.add_row(structure.name, *_cells(structure))
-    return table
+    if fits(console, table):
+        console.print(table)
+        return
+    for structure in advice.structures:
+        named = zip(headings, _cells(structure), strict=True)
+        facts = (f"{heading} {cell}".replace("\n", " ") for heading, cell in named)
+        console.print(f"  {structure.name}: {', '.join(facts)}")
 
 
 def _cells(structure: StructureFindings) -> list[str]:
