@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from nnunet_unifiedloss import __version__
-from nnunet_unifiedloss.cli import catalogue, compare, demo, environment, export, sweep
+from nnunet_unifiedloss.cli import advise, catalogue, compare, demo, environment, export, sweep
 from nnunet_unifiedloss.cli.arguments import PROGRAM
 
 Run = Callable[[argparse.Namespace], int]
@@ -38,6 +38,11 @@ COMMANDS: dict[str, tuple[Run, AddArguments | None, str]] = {
         environment.run_doctor,
         environment.add_doctor_arguments,
         "Check this environment; exit code 1 if training would fail.",
+    ),
+    "advise": (
+        advise.run,
+        advise.add_arguments,
+        "Recommend trainers from the labels of a data set.",
     ),
     "compare": (compare.run, compare.add_arguments, "Which trainer is better, with statistics."),
     "demo": (

@@ -17,6 +17,7 @@ __all__ = [
     "Segmentation",
     "ValidatedCase",
     "first_existing",
+    "labels_from",
     "read_labels",
     "reference_folders",
     "validated_cases",
@@ -109,11 +110,20 @@ def read_labels(model: Path) -> tuple[Labels, str]:
     """Return the structures of a trained model and the ending of its files."""
     dataset = _read_model_file(model, "dataset.json", {"labels": dict, "file_ending": str})
     plans = _read_model_file(model, "plans.json", {"image_reader_writer": str})
-    named = {name: _label_values(value) for name, value in dataset["labels"].items()}
-    ignored = named.pop("ignore", None)
-    structures = {name: values for name, values in named.items() if values != (0,)}
-    labels = Labels(structures, ignored[0] if ignored else None, plans["image_reader_writer"])
-    return labels, dataset["file_ending"]
+    return labels_from(dataset["labels"], plans["image_reader_writer"]), dataset["file_ending"]
+
+
+def labels_from(named: Mapping[str, Any], reader: str) -> Labels:
+    """Return the structures that ``labels`` in a ``dataset.json`` defines.
+
+    Example:
+        >>> labels_from({"background": 0, "lesion": [1, 2], "ignore": 3}, "SimpleITKIO")
+        Labels(structures={'lesion': (1, 2)}, ignored=3, reader='SimpleITKIO')
+    """
+    values = {name: _label_values(value) for name, value in named.items()}
+    ignored = values.pop("ignore", None)
+    structures = {name: labels for name, labels in values.items() if labels != (0,)}
+    return Labels(structures, ignored[0] if ignored else None, reader)
 
 
 def _read_model_file(model: Path, name: str, needed: Mapping[str, type]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from nnunet_unifiedloss.training.install import DiscoveryError, InstallResult
 
 COMMANDS = (
     *("path", "install", "uninstall", "list", "doctor", "demo"),
-    *("compare", "sweep", "export", "verify"),
+    *("advise", "compare", "sweep", "export", "verify"),
 )
 ENTRY = catalogue.TrainerEntry(
     trainer="nnUNetTrainerVeryImbalancedCompoundLossOfTheLiterature",

@@ -1,0 +1,1 @@
+"""Advice on trainers from the labels of a data set: ``advise`` in ``advice``."""
