@@ -22,6 +22,7 @@ class TrainerEntry:
         paper: Where the loss comes from.
         when: One line on when to use it.
         when_not: One line on when not to.
+        scale: Factor that its trainer multiplies the loss by.
         family: distribution, region, boundary, structural or compound.
     """
 
@@ -31,6 +32,7 @@ class TrainerEntry:
     paper: str
     when: str
     when_not: str
+    scale: float
     family: str
 
 
@@ -49,6 +51,7 @@ def catalogue() -> list[TrainerEntry]:
             paper=cls.paper,
             when=cls.when,
             when_not=cls.when_not,
+            scale=cls.scale,
             family=cls.family,
         )
         for name, cls in sorted(SegmentationLoss.registry.items())

@@ -33,6 +33,7 @@ def test_the_card_is_complete(results):
         "CC-BY-SA 4.0",
         f"- Trainer: {TRAINER}",
         "UnifiedFocalLoss (weight=0.5 delta=0.7 gamma=0.5 ",
+        "- Loss scale: 3.57\n",
         "- Architecture: PlainConvUNet, features 4-8",
         "- Spacing: 1 × 1 × 1",
         "- Patch: 16 × 24 × 20, normalisation: ZScoreNormalization",
