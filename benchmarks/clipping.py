@@ -1,6 +1,7 @@
 r"""Gradient norm of a network before nnU-Net clips it at 12, while it trains.
 
-    nnUNet_n_proc_DA=0 python benchmarks/clipping.py -d 4 -c 2d -tr nnUNetTrainerDiceCrossEntropy \
+    export nnUNet_n_proc_DA=0
+    python benchmarks/clipping.py -d 4 -c 2d -tr nnUNetTrainerDiceCrossEntropy \
         nnUNetTrainerUnifiedFocal nnUNetTrainerUnifiedFocal_scale1 -device cpu
 
 The data set must be preprocessed. With nnUNet_n_proc_DA=0, all trainers get the same batches. Each
