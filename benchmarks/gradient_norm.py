@@ -12,7 +12,7 @@ of the patch's labels, weights that follow the training those of its middle. A t
 left out.
 
 A loss is flat if its largest ratio is at most 2.5 times its smallest. Only the gradient of a flat
-loss can be brought to the default's size by a constant. This constant, the ``scale`` of the loss,
+loss can be brought to the default's size by a constant. This constant, the scale of the loss,
 is 1 / the geometric mean of the ratios for patches with at least 1 % of foreground.
 """
 

@@ -12,6 +12,7 @@ from nnunet_unifiedloss.export.models import Model
 from nnunet_unifiedloss.results.trainings import read_json
 from nnunet_unifiedloss.training import names
 from nnunet_unifiedloss.training.host_variants import sets_its_own_loss
+from nnunet_unifiedloss.training.scales import scale_of
 
 _PACKAGES = ("nnunet-unifiedloss", "nnunetv2", "torch", "dynamic-network-architectures")
 # entries of nnU-Net's debug.json about the training; others hold paths and addresses
@@ -61,7 +62,7 @@ def _loss(trainer: str) -> dict[str, Any]:
         return {
             "loss": loss.__name__,
             "parameters": loss.defaults() | parsed.parameters,
-            "scale": parsed.scale or loss.scale,
+            "scale": parsed.scale or scale_of(loss),
             "paper": loss.paper,
         }
     other: dict[str, Any] = {"parameters": {}, "scale": None, "paper": None}

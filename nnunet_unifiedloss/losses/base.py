@@ -34,8 +34,6 @@ class SegmentationLoss(nn.Module):
         paper: Where the loss comes from.
         when: One line on when to use it.
         when_not: One line on when not to.
-        scale: Factor that nnU-Net's trainers multiply the loss by, so that its gradient has the
-            size of that of nnU-Net's default; the loss itself does not use it.
         compiles: Whether ``torch.compile`` takes it as one graph.
         scheduled: Whether :meth:`start_epoch` changes its weights.
         weights: Weight of each summand of :meth:`terms`, where it has one of its own.
@@ -66,7 +64,6 @@ class SegmentationLoss(nn.Module):
     paper: ClassVar[str] = ""
     when: ClassVar[str] = ""
     when_not: ClassVar[str] = ""
-    scale: ClassVar[float] = 1.0  # measured by benchmarks/gradient_norm.py
     compiles: ClassVar[bool] = True
     scheduled: ClassVar[bool] = False
 

@@ -88,7 +88,6 @@ class DiceFocalLoss(DiceCompoundLoss):
     paper = "Zhu 2019, arXiv:1808.05238"
     when = "Dice + CE with the easy voxels faded out."
     when_not = "Noisy labels: focusing amplifies them."
-    scale = 1.09
 
     def __init__(
         self,
@@ -260,7 +259,6 @@ class ComboLoss(DiceCompoundLoss):
     paper = "Taghanaki 2019, arXiv:1805.02798"
     when = "Several organs; a plain balance of sensitivity and precision."
     when_not = "A loss that must not be negative is expected."
-    scale = 3.12
 
     def __init__(
         self,

@@ -46,7 +46,6 @@ class UnifiedFocalLoss(OverlapLoss, CompoundLoss):
     paper = "Yeung 2021, arXiv:2102.04525"
     when = "Start here when Dice + cross entropy misses a small lesion."
     when_not = "Large structures: nnU-Net's Dice + cross entropy is hard to beat there."
-    scale = 3.57
 
     tversky_loss: ClassVar[type[SymmetricFocalTverskyLoss]] = AsymmetricFocalTverskyLoss
     focal_loss: ClassVar[type[SymmetricFocalLoss]] = AsymmetricFocalLoss
@@ -105,6 +104,5 @@ class SymmetricUnifiedFocalLoss(UnifiedFocalLoss):
     paper = "Yeung 2021, arXiv:2102.04525"
     when = "Severe imbalance where foreground classes differ little in size."
     when_not = "Rare foreground: the asymmetric form keeps its gradient."
-    scale = 1.0  # its gradient ratio is not constant
     tversky_loss = SymmetricFocalTverskyLoss
     focal_loss = SymmetricFocalLoss

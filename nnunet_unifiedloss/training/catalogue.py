@@ -7,6 +7,7 @@ from typing import Any
 
 from nnunet_unifiedloss.losses import SegmentationLoss
 from nnunet_unifiedloss.training.host_variants import PREFIX
+from nnunet_unifiedloss.training.scales import scale_of
 
 __all__ = ["TrainerEntry", "catalogue"]
 
@@ -51,7 +52,7 @@ def catalogue() -> list[TrainerEntry]:
             paper=cls.paper,
             when=cls.when,
             when_not=cls.when_not,
-            scale=cls.scale,
+            scale=scale_of(cls),
             family=cls.family,
         )
         for name, cls in sorted(SegmentationLoss.registry.items())

@@ -18,6 +18,7 @@ from typing import Any
 from nnunet_unifiedloss.losses import SegmentationLoss
 from nnunet_unifiedloss.training.catalogue import catalogue
 from nnunet_unifiedloss.training.host_variants import PREFIX, host_variants, sets_its_own_loss
+from nnunet_unifiedloss.training.scales import scale_of
 
 __all__ = ["TrainerName", "TrainerNameError", "parse"]
 
@@ -74,7 +75,7 @@ class TrainerName:
             "iterations": f"{self.iterations}iters",
         }
         # a variant may have other defaults, so none of nnU-Net's settings is redundant after a base
-        unsaid = {"scale": self.loss.scale} | (HOST_DEFAULTS if self.base is None else {})
+        unsaid = {"scale": scale_of(self.loss)} | (HOST_DEFAULTS if self.base is None else {})
         parts += [
             part
             for name, part in settings.items()

@@ -20,6 +20,7 @@ from nnunet_unifiedloss.losses import SegmentationLoss
 from nnunet_unifiedloss.losses.distributed import sum_over_ranks
 from nnunet_unifiedloss.training.class_weights import count_labels, inverse_frequencies
 from nnunet_unifiedloss.training.names import FROM_PLANS
+from nnunet_unifiedloss.training.scales import scale_of
 
 __all__ = ["LossTrainer", "RecordedLoss", "last_scale"]
 
@@ -36,7 +37,7 @@ class LossTrainer(nnUNetTrainer):
     Attributes:
         loss_class: The loss.
         loss_parameters: Its hyperparameters that differ from the default.
-        set_scale: Factor of the loss, or None for the ``scale`` of its class.
+        set_scale: Factor of the loss, or None for the constant of its class.
         set_learning_rate: nnU-Net's ``initial_lr``, or None to leave it.
         set_epochs: Number of epochs, or None to leave it.
         set_iterations: Training iterations per epoch, or None to leave it.
@@ -91,7 +92,7 @@ class LossTrainer(nnUNetTrainer):
             loss,
             self.configuration_manager.patch_size,
             compiled=self._do_i_compile() and loss.compiles,
-            scale=self.set_scale or self.loss_class.scale,
+            scale=self.set_scale or scale_of(self.loss_class),
         )
         host_loss = super()._build_loss()
         if isinstance(host_loss, DeepSupervisionWrapper):

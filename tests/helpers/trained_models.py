@@ -11,6 +11,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_unifiedloss.training.install import host_look_up
+from nnunet_unifiedloss.training.scales import scale_of
 from nnunet_unifiedloss.training.trainer import LossTrainer
 
 DATASET = "Dataset004_Hippocampus"
@@ -161,7 +162,7 @@ def stepped_trainer(name, plans, configuration, fold, dataset) -> nnUNetTrainer:
     host.optimizer.step()
     host.logger.log("train_losses", np.float32(0.5), 0)
     if isinstance(host, LossTrainer):
-        host.logger.get_checkpoint()["loss_scale"] = [host.set_scale or host.loss_class.scale]
+        host.logger.get_checkpoint()["loss_scale"] = [host.set_scale or scale_of(host.loss_class)]
     host._best_ema = np.float32(0.25)
     host.inference_allowed_mirroring_axes = tuple(range(len(size)))
     return host

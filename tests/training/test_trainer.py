@@ -16,6 +16,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunet_unifiedloss import trainers
 from nnunet_unifiedloss.losses import BoundaryLoss, UnifiedFocalLoss
 from nnunet_unifiedloss.training.names import HOST_DEFAULTS
+from nnunet_unifiedloss.training.scales import scale_of
 from nnunet_unifiedloss.training.trainer import LossTrainer, RecordedLoss
 
 PATCH = (16, 16, 16)
@@ -234,7 +235,7 @@ def continued(name, logged, monkeypatch):
 def test_a_continued_training_keeps_its_scale(name, logged, scale, monkeypatch, capsys):
     trainer = continued(name, logged, monkeypatch)
     assert trainer.recorded_loss.scale == scale
-    changed = scale != (trainer.set_scale or trainer.loss_class.scale)
+    changed = scale != (trainer.set_scale or scale_of(trainer.loss_class))
     shown = f"Loss scale: {scale:g}, as before the interruption"
     assert (shown in capsys.readouterr().out) == changed
     trainer.on_train_epoch_end([{"loss": 0.5}])
