@@ -70,13 +70,15 @@ Notation: p is the softmax of the logits, p_t is the probability of a voxel's tr
 `nnunet_unifiedloss.losses`.
 
 *Cost* is the time and peak memory of forward and backward pass on a patch of (2, 4, 96, 96, 96)
-(`python benchmarks/loss_cost.py --json benchmarks/measured.json`). *Gradient* is the norm of the
-gradient with respect to the logits (`python benchmarks/gradient_norm.py --json
-benchmarks/measured.json`). Both are relative to nnU-Net's default loss (Dice + cross entropy) on
-the same logits. They were measured before the losses were rewritten in plain PyTorch.
+(`python benchmarks/loss_cost.py --json benchmarks/measured.json`), measured before the losses were
+rewritten in plain PyTorch. *Gradient* is the norm of the gradient with respect to the logits, with
+its smallest and largest value over shares of foreground and stages of a training (`python
+benchmarks/gradient_norm.py --json benchmarks/measured.json`). Both are relative to nnU-Net's
+default loss (Dice + cross entropy) on the same logits.
 
-SGD is sensitive to the scale of a loss. The `_lr` of each loss makes trainings comparable: it is
-nnU-Net's learning rate of 0.01 divided by the gradient ratio ([training.md](training.md)).
+*Scale* is the constant that the trainer multiplies the loss by, so that its gradient has the size
+of the default's. The modules in `nnunet_unifiedloss.losses` are not scaled. Losses whose gradient
+ratio no constant describes have scale 1 ([training.md](training.md)).
 
 "Ma 2021" refers to the comparison of 20 losses on four segmentation tasks in [Medical Image
 Analysis 71, 102035](https://doi.org/10.1016/j.media.2021.102035). No loss was best on all tasks;
@@ -141,14 +143,13 @@ def meanings(loss: type[SegmentationLoss]) -> dict[str, str]:
 
 
 def cost(entry: TrainerEntry, measured: dict[str, dict[str, float]]) -> str:
-    """The line on the trainer, its cost and its learning rate."""
-    time, memory, gradient = (measured[c][entry.loss] for c in ("time", "memory", "gradient"))
-    rate = f", comparable with `_lr{format_value(float(f'{0.01 / gradient:.2g}'))}`"
-    # no learning rate makes up for a gradient that nearly vanishes for some predictions
-    rate = rate if gradient > 0.05 else ""
+    """The line on the trainer, its cost, its gradient and its scale."""
+    columns = ("time", "memory", "gradient", "gradient_smallest", "gradient_largest")
+    time, memory, *gradient = (measured[column][entry.loss] for column in columns)
+    mean, smallest, largest = (format_value(float(f"{value:.2g}")) for value in gradient)
     return (
         f"`{entry.trainer}` · cost {time:.2g} × time, {memory:.2g} × memory · "
-        f"gradient {gradient:.2g} ×{rate}"
+        f"gradient {mean} × ({smallest} to {largest}) · scale {entry.scale:g}"
     )
 
 

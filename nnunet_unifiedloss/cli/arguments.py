@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 
 PROGRAM = "nnunet-unifiedloss"
-# with the learning rate that this loss needs, as a user copies it
 TRAIN = "nnUNetv2_train DATASET 3d_fullres 0 -tr nnUNetTrainerUnifiedFocal"
-EXAMPLE = f"{TRAIN}_lr0.036"
 
 
 def positive(text: str) -> int:

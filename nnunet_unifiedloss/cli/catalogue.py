@@ -33,27 +33,28 @@ def run(arguments: argparse.Namespace) -> int:
     console = make_console()
     table = _wide_table(entries)
     console.print(table if fits(console, table) else _narrow_table(entries))
-    print(f"Parameters are set in the name: {TRAIN}_delta0.7_lr0.036_250epochs")
+    print(f"Parameters are set in the name: {TRAIN}_delta0.7_250epochs")
     return 0
 
 
 def _wide_table(entries: Sequence[TrainerEntry]) -> Table:
     from rich.table import Table
 
-    table = Table("Trainer", "Loss", "Parameters", "Paper", "When to use it")
+    table = Table("Trainer", "Loss", "Scale", "Parameters", "Paper", "When to use it")
     for entry in entries:
-        table.add_row(entry.trainer, entry.loss, _parameters(entry), entry.paper, entry.when)
+        cells = (f"{entry.scale:g}", _parameters(entry), entry.paper, entry.when)
+        table.add_row(entry.trainer, entry.loss, *cells)
     return table
 
 
 def _narrow_table(entries: Sequence[TrainerEntry]) -> Table:
-    """Two columns, because five in a usual terminal would cut names into pieces."""
+    """Two columns, because six in a usual terminal would cut names into pieces."""
     from rich.table import Table
 
-    table = Table("Trainer and loss", "When to use it, parameters, paper", show_lines=True)
+    table = Table("Trainer and loss", "When to use it, scale, parameters, paper", show_lines=True)
     table.columns[0].no_wrap = True  # it is copied into a command
     for entry in entries:
-        description = [entry.when, _parameters(entry), entry.paper]
+        description = [entry.when, f"scale {entry.scale:g}", _parameters(entry), entry.paper]
         table.add_row(f"{entry.trainer}\n{entry.loss}", "\n".join(filter(None, description)))
     return table
 

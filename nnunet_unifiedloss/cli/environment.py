@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from nnunet_unifiedloss.cli.arguments import EXAMPLE
+from nnunet_unifiedloss.cli.arguments import TRAIN
 from nnunet_unifiedloss.training.probe import DEVICES
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def run_install(arguments: argparse.Namespace) -> int:
     print(
         f"{'already installed' if result.action == 'unchanged' else result.action}: {result.path}"
     )
-    print(f"train with: {EXAMPLE}")
+    print(f"train with: {TRAIN}")
     return 0
 
 

@@ -35,6 +35,7 @@ from nnunet_unifiedloss.export.network import (
 )
 from nnunet_unifiedloss.export.provenance import trained_by, versions
 from nnunet_unifiedloss.export.verify import CARD, FORMAT, MANIFEST, SAMPLE, Verification, verify
+from nnunet_unifiedloss.training.trainer import last_scale
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ class _Content:
         """Add a configuration; returns its record for the manifest."""
         for name, content in model_files(model, self.remarks):
             self._writer.add(name, content)
-        mirroring = [self._add_checkpoints(model, name) for name in model.checkpoints]
+        mirroring = [self._add_checkpoints(model, origin, name) for name in model.checkpoints]
         if self._options.verify or self._options.onnx is not None:
             self._add_predictions(model, mirroring)
         return {
@@ -178,7 +179,7 @@ class _Content:
             "trained_by": origin,
         }
 
-    def _add_checkpoints(self, model: Model, name: str) -> Any:  # noqa: ANN401
+    def _add_checkpoints(self, model: Model, origin: dict[str, Any], name: str) -> Any:  # noqa: ANN401
         """Add one checkpoint of each fold; returns the axes along which nnU-Net mirrors."""
         axes: list[Any] = []
         for fold in model.folds:
@@ -191,11 +192,16 @@ class _Content:
                 exported = slim(checkpoint, stock, with_training_state=state)
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from error
+            which = f"{model.configuration}, fold {fold}, {name}"
             if exported["trained_by"] != model.trainer:
                 self.remarks.append(
-                    f"{model.configuration}, fold {fold}, {name}: trained by "
-                    f"{exported['trained_by']}, not by the trainer that the folder is named after."
+                    f"{which}: trained by {exported['trained_by']}, not by the trainer that the "
+                    "folder is named after."
                 )
+            # an exported checkpoint may be without log
+            scale = last_scale(checkpoint["logging"]) if "logging" in checkpoint else None
+            if None not in (scale, origin["scale"]) and scale != origin["scale"]:
+                self.remarks.append(f"{which}: trained with a loss scale of {scale:g}.")
             content = to_bytes(exported)
             self.bytes_before += path.stat().st_size
             self.bytes_after += len(content)

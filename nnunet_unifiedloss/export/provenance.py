@@ -12,6 +12,7 @@ from nnunet_unifiedloss.export.models import Model
 from nnunet_unifiedloss.results.trainings import read_json
 from nnunet_unifiedloss.training import names
 from nnunet_unifiedloss.training.host_variants import sets_its_own_loss
+from nnunet_unifiedloss.training.scales import scale_of
 
 _PACKAGES = ("nnunet-unifiedloss", "nnunetv2", "torch", "dynamic-network-architectures")
 # entries of nnU-Net's debug.json about the training; others hold paths and addresses
@@ -32,7 +33,7 @@ def versions() -> dict[str, str]:
 
 
 def trained_by(model: Model) -> dict[str, Any]:
-    """Trainer, loss with all its parameters, settings of the training, fingerprint of the data.
+    """Trainer, loss with parameters and scale, settings of the training, fingerprint of the data.
 
     Raises:
         ValueError: The name of the trainer is ours but breaks the grammar.
@@ -51,14 +52,20 @@ def trained_by(model: Model) -> dict[str, Any]:
 def _loss(trainer: str) -> dict[str, Any]:
     loss = names.loss_of(trainer)
     if loss is not None:
-        parameters = loss.defaults() | names.parse(trainer).parameters
-        return {"loss": loss.__name__, "parameters": parameters, "paper": loss.paper}
+        parsed = names.parse(trainer)
+        return {
+            "loss": loss.__name__,
+            "parameters": loss.defaults() | parsed.parameters,
+            "scale": parsed.scale or scale_of(loss),
+            "paper": loss.paper,
+        }
+    other: dict[str, Any] = {"parameters": {}, "scale": None, "paper": None}
     try:
         own = sets_its_own_loss(trainer_class(trainer))
     except ValueError:
-        return {"loss": f"that of {trainer}", "parameters": {}, "paper": None}
+        return {"loss": f"that of {trainer}", **other}
     name = f"that of {trainer}" if own else "Dice + cross entropy, nnU-Net's default"
-    return {"loss": name, "parameters": {}, "paper": None}
+    return {"loss": name, **other}
 
 
 def _settings(path: Any) -> dict[str, Any]:  # noqa: ANN401

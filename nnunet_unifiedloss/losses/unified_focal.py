@@ -45,7 +45,7 @@ class UnifiedFocalLoss(OverlapLoss, CompoundLoss):
     family = "compound"
     paper = "Yeung 2021, arXiv:2102.04525"
     when = "Start here when Dice + cross entropy misses a small lesion."
-    when_not = "With nnU-Net's learning rate as it is: its gradient is a quarter of the default's."
+    when_not = "Large structures: nnU-Net's Dice + cross entropy is hard to beat there."
 
     tversky_class: ClassVar[type[SymmetricFocalTverskyLoss]] = AsymmetricFocalTverskyLoss
     focal_class: ClassVar[type[SymmetricFocalLoss]] = AsymmetricFocalLoss

@@ -7,6 +7,7 @@ from typing import Any
 
 from nnunet_unifiedloss.losses import SegmentationLoss
 from nnunet_unifiedloss.training.host_variants import PREFIX
+from nnunet_unifiedloss.training.scales import scale_of
 
 __all__ = ["TrainerEntry", "catalogue"]
 
@@ -22,6 +23,7 @@ class TrainerEntry:
         paper: Where the loss comes from.
         when: One line on when to use it.
         when_not: One line on when not to.
+        scale: Factor that its trainer multiplies the loss by.
         family: distribution, region, boundary, structural or compound.
     """
 
@@ -31,6 +33,7 @@ class TrainerEntry:
     paper: str
     when: str
     when_not: str
+    scale: float
     family: str
 
 
@@ -49,6 +52,7 @@ def catalogue() -> list[TrainerEntry]:
             paper=cls.paper,
             when=cls.when,
             when_not=cls.when_not,
+            scale=scale_of(cls),
             family=cls.family,
         )
         for name, cls in sorted(SegmentationLoss.registry.items())

@@ -70,6 +70,7 @@ def build_trainer(name: str, parent: type[LossTrainer]) -> type[LossTrainer]:
         "__module__": parent.__module__,
         "__doc__": parent.__doc__,
         "loss_parameters": parsed.parameters,
+        "set_scale": parsed.scale,
         "set_learning_rate": parsed.learning_rate,
         "set_epochs": parsed.epochs,
         "set_iterations": parsed.iterations,

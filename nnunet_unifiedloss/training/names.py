@@ -1,6 +1,7 @@
 """The grammar of trainer names: a trainer's name is its configuration.
 
-``nnUNetTrainer<Loss>[_<parameter><value>]…[_<Base>][_lr<value>][_<N>epochs][_<N>iters]``
+``nnUNetTrainer<Loss>[_<parameter><value>]…[_<Base>][_scale<value>]
+[_lr<value>][_<N>epochs][_<N>iters]``
 
 nnU-Net finds results folders by the typed name, so a configuration has one spelling: the parts in
 this order, parameters in the constructor's order, numbers in their shortest form, and nothing that
@@ -17,6 +18,7 @@ from typing import Any
 from nnunet_unifiedloss.losses import SegmentationLoss
 from nnunet_unifiedloss.training.catalogue import catalogue
 from nnunet_unifiedloss.training.host_variants import PREFIX, host_variants, sets_its_own_loss
+from nnunet_unifiedloss.training.scales import scale_of
 
 __all__ = ["TrainerName", "TrainerNameError", "parse"]
 
@@ -25,6 +27,8 @@ _LIST = re.compile(rf"{_NUMBER}(?:-{_NUMBER})+", re.IGNORECASE)
 _SCHEDULE = re.compile(r"(\d{1,9})(epochs|iters)")
 # nnUNetTrainer's own settings, which a name leaves out so that it has one spelling
 HOST_DEFAULTS = {"learning_rate": 0.01, "epochs": 1000, "iterations": 250}
+# positive numbers that a name can set: prefix, meaning
+_SETTINGS = {"scale": ("scale", "scale of the loss"), "learning_rate": ("lr", "learning rate")}
 FROM_PLANS = "plans"  # a ``spacing`` that the trainer takes from the plans
 _LONGEST_NAME = 200  # file systems allow 255 characters, and plans and configuration follow
 
@@ -41,6 +45,7 @@ class TrainerName:
         loss: The loss class.
         parameters: Hyperparameters of the loss that differ from the default.
         base: Suffix of one of nnU-Net's own trainer variants, or None.
+        scale: Factor of the loss, or None for that of its class.
         learning_rate: nnU-Net's ``initial_lr``, or None for that of the base.
         epochs: Number of epochs, or None for that of the base.
         iterations: Training iterations per epoch, or None for that of the base.
@@ -49,6 +54,7 @@ class TrainerName:
     loss: type[SegmentationLoss]
     parameters: dict[str, Any] = field(default_factory=dict)
     base: str | None = None
+    scale: float | None = None
     learning_rate: float | None = None
     epochs: int | None = None
     iterations: int | None = None
@@ -62,16 +68,17 @@ class TrainerName:
             if name in self.parameters and self.parameters[name] != defaults[name]
         ]
         parts += [] if self.base is None else [self.base]
-        schedule = {
+        settings = {
+            "scale": f"scale{format_value(self.scale or 0)}",
             "learning_rate": f"lr{format_value(self.learning_rate or 0)}",
             "epochs": f"{self.epochs}epochs",
             "iterations": f"{self.iterations}iters",
         }
-        # a variant may have other defaults, so no setting is redundant after a base
-        unsaid = HOST_DEFAULTS if self.base is None else {}
+        # a variant may have other defaults, so none of nnU-Net's settings is redundant after a base
+        unsaid = {"scale": scale_of(self.loss)} | (HOST_DEFAULTS if self.base is None else {})
         parts += [
             part
-            for name, part in schedule.items()
+            for name, part in settings.items()
             if getattr(self, name) not in (None, unsaid.get(name))
         ]
         return "_".join(parts)
@@ -184,16 +191,26 @@ def _read_part(
                     f"{name}: part '{part}': expected a number right after "
                     f"'{camel_case(parameter)}', as in '{camel_case(parameter)}0.5', got '{text}'"
                 )
-    if part.startswith("lr") and (value := _read_value(part.removeprefix("lr"), 0.0)) is not None:
-        if isinstance(value, tuple) or not 0 < value < float("inf"):
-            raise TrainerNameError(
-                f"{name}: part '{part}': the learning rate must be one number > 0, finite"
-            )
-        return part, "learning_rate", value, after
+    setting = _read_setting(name, part)
+    if setting is not None:
+        return part, *setting, after
     base = _read_base(name, rest)
     if base is None:
         raise TrainerNameError(f"{name}: unknown part '{part}'; {_possible_parts(part, loss)}")
     return base, "base", base, rest[len(base) + 1 :] or None
+
+
+def _read_setting(name: str, part: str) -> tuple[str, float] | None:
+    """The setting that a part such as ``lr0.02`` gives, and its value."""
+    for setting, (prefix, meaning) in _SETTINGS.items():
+        value = _read_value(part.removeprefix(prefix), 0.0) if part.startswith(prefix) else None
+        if value is not None:
+            if isinstance(value, tuple) or not 0 < value < float("inf"):
+                raise TrainerNameError(
+                    f"{name}: part '{part}': the {meaning} must be one number > 0, finite"
+                )
+            return setting, value
+    return None
 
 
 def _read_base(name: str, rest: str) -> str | None:
@@ -212,8 +229,9 @@ def _read_base(name: str, rest: str) -> str | None:
 def _possible_parts(part: str, loss: type[SegmentationLoss]) -> str:
     parameters = [camel_case(parameter) for parameter in loss.defaults()]
     bases = sorted(suffix for suffix, cls in host_variants().items() if not sets_its_own_loss(cls))
+    others = ["scale", "lr", "epochs", "iters"]
     letters = re.sub(r"[\d.-].*", "", part)
-    close = difflib.get_close_matches(letters, [*parameters, *bases, "lr", "epochs", "iters"], n=1)
+    close = difflib.get_close_matches(letters, [*parameters, *bases, *others], n=1)
     hint = f"did you mean '{close[0]}'? " if close else ""
     values = ", ".join(
         f"{parameter}<value>" + (" or spacingPlans" if parameter == "spacing" else "")
@@ -221,7 +239,7 @@ def _possible_parts(part: str, loss: type[SegmentationLoss]) -> str:
     )
     return (
         f"{hint}Possible: {values + ', ' if values else ''}one of nnU-Net's own variants "
-        f"({', '.join(bases)}), lr<value>, <N>epochs, <N>iters"
+        f"({', '.join(bases)}), scale<value>, lr<value>, <N>epochs, <N>iters"
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
 import torch
@@ -20,10 +20,15 @@ from nnunet_unifiedloss.losses import SegmentationLoss
 from nnunet_unifiedloss.losses.distributed import sum_over_ranks
 from nnunet_unifiedloss.training.class_weights import count_labels, inverse_frequencies
 from nnunet_unifiedloss.training.names import FROM_PLANS
+from nnunet_unifiedloss.training.scales import scale_of
 
-__all__ = ["LossTrainer", "RecordedLoss"]
+__all__ = ["LossTrainer", "RecordedLoss", "last_scale"]
 
-_HISTORY = "loss_terms"  # key of nnU-Net's log, which its checkpoints hold
+T = TypeVar("T")
+
+# keys of nnU-Net's log, which its checkpoints hold
+_TERMS = "loss_terms"
+_SCALES = "loss_scale"
 
 
 class LossTrainer(nnUNetTrainer):
@@ -32,6 +37,7 @@ class LossTrainer(nnUNetTrainer):
     Attributes:
         loss_class: The loss.
         loss_parameters: Its hyperparameters that differ from the default.
+        set_scale: Factor of the loss, or None for the constant of its class.
         set_learning_rate: nnU-Net's ``initial_lr``, or None to leave it.
         set_epochs: Number of epochs, or None to leave it.
         set_iterations: Training iterations per epoch, or None to leave it.
@@ -39,6 +45,7 @@ class LossTrainer(nnUNetTrainer):
 
     loss_class: ClassVar[type[SegmentationLoss]]
     loss_parameters: ClassVar[dict[str, Any]] = {}
+    set_scale: ClassVar[float | None] = None
     set_learning_rate: ClassVar[float | None] = None
     set_epochs: ClassVar[int | None] = None
     set_iterations: ClassVar[int | None] = None
@@ -62,6 +69,15 @@ class LossTrainer(nnUNetTrainer):
             )
         super().initialize()
         self.print_to_log_file(f"Loss: {self.recorded_loss.loss}")
+        self.print_to_log_file(f"Loss scale: {self.recorded_loss.scale:g}")
+
+    def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
+        """Continue a training with the scale that it has had; without a record, with 1."""
+        super().load_checkpoint(filename_or_checkpoint)
+        scale = self.set_scale or last_scale(self.logger.get_checkpoint())
+        if scale != self.recorded_loss.scale:
+            self.recorded_loss.scale = scale
+            self.print_to_log_file(f"Loss scale: {scale:g}, as before the interruption")
 
     def _build_loss(self) -> nn.Module:
         """Our loss in place of nnU-Net's, inside nnU-Net's own deep supervision wrapper."""
@@ -76,6 +92,7 @@ class LossTrainer(nnUNetTrainer):
             loss,
             self.configuration_manager.patch_size,
             compiled=self._do_i_compile() and loss.compiles,
+            scale=self.set_scale or scale_of(self.loss_class),
         )
         host_loss = super()._build_loss()
         if isinstance(host_loss, DeepSupervisionWrapper):
@@ -116,7 +133,7 @@ class LossTrainer(nnUNetTrainer):
         """Let the loss follow the progress of the training, and log what it changes."""
         super().on_train_epoch_start()
         loss = self.recorded_loss.loss
-        history = self._loss_history()
+        history: list[dict[str, float]] = self._history(_TERMS, {})
         loss.start_epoch(self.current_epoch, self.num_epochs, history[-1] if history else {})
         if loss.scheduled:
             weights = ", ".join(f"{name} {w:.6g}" for name, w in loss.weights.items())
@@ -132,35 +149,52 @@ class LossTrainer(nnUNetTrainer):
             self.print_to_log_file("loss terms:", ", ".join(shares))
         weights = self.recorded_loss.loss.weights
         unweighted = {name: value / weights.get(name, 1.0) for name, value in means.items()}
-        self._loss_history()
-        self.logger.log(_HISTORY, unweighted, self.current_epoch)
+        self._log(_TERMS, unweighted, {})
+        self._log(_SCALES, self.recorded_loss.scale, 1.0)
 
-    def _loss_history(self) -> list[dict[str, float]]:
-        """Mean of each term without its weight for every epoch so far; checkpoints hold it."""
-        log = self.logger.get_checkpoint()
-        history: list[dict[str, float]] = log.setdefault(_HISTORY, [])
-        # a checkpoint of another trainer may have been continued
-        history += [{}] * (self.current_epoch - len(history))
+    def _log(self, key: str, value: T, missing: T) -> None:
+        self._history(key, missing)
+        self.logger.log(key, value, self.current_epoch)
+
+    def _history(self, key: str, missing: T) -> list[T]:
+        """An entry of nnU-Net's log for every epoch so far, like the means of the terms."""
+        history: list[T] = self.logger.get_checkpoint().setdefault(key, [])
+        # the checkpoint may be that of another trainer or of an older version
+        history += [missing] * (self.current_epoch - len(history))
         return history[: self.current_epoch]
 
 
-class RecordedLoss(nn.Module):
-    """A loss that remembers the mean of its terms over the training steps of an epoch.
+def last_scale(log: dict[str, Any]) -> float:
+    """The scale of the loss in the last epoch of nnU-Net's log; 1 where none was logged."""
+    scales: list[float] = log.get(_SCALES) or [1.0]
+    return scales[-1]
 
-    Only the outputs at full resolution are recorded, not those of deep supervision. The sums stay
-    on the device until they are asked for, so that no training step waits for them.
+
+class RecordedLoss(nn.Module):
+    """A scaled loss that remembers the mean of its terms over the training steps of an epoch.
+
+    The terms are those of the unscaled loss. Only the outputs at full resolution are recorded, not
+    those of deep supervision. The sums stay on the device until they are asked for, so that no
+    training step waits for them.
 
     Args:
         loss: The loss.
         full_resolution: Spatial shape of the outputs to record.
         compiled: Compile the loss.
+        scale: Factor of the loss.
     """
 
     def __init__(
-        self, loss: SegmentationLoss, full_resolution: tuple[int, ...], *, compiled: bool
+        self,
+        loss: SegmentationLoss,
+        full_resolution: tuple[int, ...],
+        *,
+        compiled: bool,
+        scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.loss = loss
+        self.scale = scale
         self._full_resolution = tuple(full_resolution)
         self._compiled = compiled
         self._terms: Callable[[Tensor, Tensor, tuple[float, ...] | None], dict[str, Tensor]] = (
@@ -170,7 +204,7 @@ class RecordedLoss(nn.Module):
         self._steps = 0
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The loss of a batch."""
+        """The scaled loss of a batch."""
         shape = tuple(logits.shape[2:])
         # losses that compile do not use it, and it would recompile them for every resolution
         zoom = None
@@ -181,7 +215,7 @@ class RecordedLoss(nn.Module):
             for name, value in terms.items():
                 self._sums[name] = self._sums.get(name, 0) + value.detach()
             self._steps += 1
-        return torch.stack(list(terms.values())).sum()
+        return self.scale * torch.stack(list(terms.values())).sum()
 
     def pop_means(self) -> dict[str, float]:
         """Mean of each term since the last call, the same on all ranks."""

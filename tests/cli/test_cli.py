@@ -31,6 +31,7 @@ ENTRY = catalogue.TrainerEntry(
     paper="Nobody 2020 [b], arXiv:0000.00000",
     when="Whenever a table must show a long line without cutting it into useless pieces.",
     when_not="Otherwise.",
+    scale=2.5,
     family="compound",
 )
 
@@ -148,7 +149,8 @@ def test_list_in_a_pipe_has_a_line_for_each_trainer(monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "\x1b" not in out
     (line,) = [line for line in out.splitlines() if ENTRY.trainer in line]
-    for text in (ENTRY.loss, ENTRY.paper, ENTRY.when, "weightDice=1 gamma=None classWeights=0.1-1"):
+    parameters = "weightDice=1 gamma=None classWeights=0.1-1"
+    for text in (ENTRY.loss, " 2.5 ", ENTRY.paper, ENTRY.when, parameters):
         assert text in line
 
 

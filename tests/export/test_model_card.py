@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import zipfile
 
 import numpy as np
 import pytest
+import torch
 
 from nnunet_unifiedloss.cli import main
 from nnunet_unifiedloss.export import select_models
@@ -33,6 +35,7 @@ def test_the_card_is_complete(results):
         "CC-BY-SA 4.0",
         f"- Trainer: {TRAINER}",
         "UnifiedFocalLoss (weight=0.5 delta=0.7 gamma=0.5 ",
+        "- Loss scale: 3.57\n",
         "- Architecture: PlainConvUNet, features 4-8",
         "- Spacing: 1 × 1 × 1",
         "- Patch: 16 × 24 × 20, normalisation: ZScoreNormalization",
@@ -86,6 +89,24 @@ def test_unknown_facts_are_marked(results):
 def test_losses_of_other_trainers(results, trainer, loss):
     write_model(results, trainer=trainer)
     assert f"- Loss: {loss}" in card(results, trainer=trainer)
+
+
+def test_the_card_tells_of_another_scale_in_a_checkpoint(results, tmp_path, capsys):
+    """A training that began before trainers had scales kept 1."""
+    folder = write_model(results, folds=(0, 1))
+    path = folder / "fold_1" / "checkpoint_final.pth"
+    checkpoint = torch.load(path, weights_only=False)
+    del checkpoint["logging"]["loss_scale"]
+    torch.save(checkpoint, path)
+    command = ["export", "-d", "4", "-c", "2d", "-tr", TRAINER, "-f", "0", "1", "--no-verify"]
+    assert main([*command, "-o", str(tmp_path / "model.zip")]) == 0
+    assert main(["verify", str(tmp_path / "model.zip")]) == 0
+    with zipfile.ZipFile(tmp_path / "model.zip") as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith("MODEL_CARD.md")]
+        text = archive.read(name).decode()
+    assert "- Loss scale: 3.57\n" in text
+    assert "- 2d, fold 1, checkpoint_final.pth: trained with a loss scale of 1.\n" in text
+    assert "fold 0, checkpoint_final.pth: trained" not in text
 
 
 def test_metrics_are_those_of_all_cases_of_all_folds(results):

@@ -11,6 +11,8 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_unifiedloss.training.install import host_look_up
+from nnunet_unifiedloss.training.scales import scale_of
+from nnunet_unifiedloss.training.trainer import LossTrainer
 
 DATASET = "Dataset004_Hippocampus"
 TRAINER = "nnUNetTrainerUnifiedFocal_delta0.7_2epochs"
@@ -159,6 +161,8 @@ def stepped_trainer(name, plans, configuration, fold, dataset) -> nnUNetTrainer:
     sum(output.square().mean() for output in outputs).backward()
     host.optimizer.step()
     host.logger.log("train_losses", np.float32(0.5), 0)
+    if isinstance(host, LossTrainer):
+        host.logger.get_checkpoint()["loss_scale"] = [host.set_scale or scale_of(host.loss_class)]
     host._best_ema = np.float32(0.25)
     host.inference_allowed_mirroring_axes = tuple(range(len(size)))
     return host

@@ -43,7 +43,7 @@ from tests.integration.suite import (
     Suite,
 )
 
-TRAINER = "nnUNetTrainerUnifiedFocal_delta0.9_gamma0.1_NoMirroring_lr0.03_5epochs_30iters"
+TRAINER = "nnUNetTrainerUnifiedFocal_delta0.9_gamma0.1_NoMirroring_5epochs_30iters"
 FAILURES = (StepFailedError, ValueError, OSError)  # of a step; the other data sets go on
 
 

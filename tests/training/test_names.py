@@ -73,12 +73,13 @@ def test_every_parameter_can_be_set(name):
 @pytest.mark.parametrize("suffix", VARIANTS)
 def test_every_variant_of_nnunet_is_a_base(suffix):
     variant = host_variants()[suffix]
-    name = f"nnUNetTrainerUnifiedFocal_delta0.7_{suffix}_lr0.004_3epochs_7iters"
+    name = f"nnUNetTrainerUnifiedFocal_delta0.7_{suffix}_scale1_lr0.004_3epochs_7iters"
     cls = getattr(trainers, name)
     assert issubclass(cls, trainers.nnUNetTrainerUnifiedFocal)
     assert issubclass(cls, variant)
     assert cls.__name__ == name
-    assert (cls.set_learning_rate, cls.set_epochs, cls.set_iterations) == (0.004, 3, 7)
+    assert (cls.set_scale, cls.set_learning_rate) == (1, 0.004)
+    assert (cls.set_epochs, cls.set_iterations) == (3, 7)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +100,10 @@ def test_known_variants_are_found(suffix):
         "nnUNetTrainerFocal_alpha1e-5-0.5-2",
         "nnUNetTrainerDiceCrossEntropy_weightDice2_weightCe0.5",
         "nnUNetTrainerUnifiedFocal_DA5_10epochs",
+        "nnUNetTrainerUnifiedFocal_scale1",
+        "nnUNetTrainerUnifiedFocal_delta0.7_DA5_scale3.5_lr0.02_10epochs",
+        "nnUNetTrainerTversky_scale2.5",
+        "nnUNetTrainerTversky_scale1e-5",
         "nnUNetTrainerUnifiedFocal_Adam1en3_lr0.01_1000epochs",
         "nnUNetTrainerUnifiedFocal_onlyMirror01_DASegOrd0_10epochs",
     ],
@@ -132,6 +137,14 @@ def test_names_round_trip(name):
         ("nnUNetTrainerUnifiedFocal_10iters_5epochs", "nnUNetTrainerUnifiedFocal_5epochs_10iters"),
         ("nnUNetTrainerUnifiedFocal_lr0.01_1000epochs_250iters", "nnUNetTrainerUnifiedFocal"),
         ("nnUNetTrainerFocal_alpha.5-1", "nnUNetTrainerFocal_alpha0.5-1"),
+        ("nnUNetTrainerUnifiedFocal_scale3.57", "nnUNetTrainerUnifiedFocal"),
+        ("nnUNetTrainerUnifiedFocal_DA5_scale3.57", "nnUNetTrainerUnifiedFocal_DA5"),
+        ("nnUNetTrainerUnifiedFocal_scale1.0", "nnUNetTrainerUnifiedFocal_scale1"),
+        ("nnUNetTrainerTversky_scale1", "nnUNetTrainerTversky"),
+        (
+            "nnUNetTrainerUnifiedFocal_lr0.02_scale1_DA5",
+            "nnUNetTrainerUnifiedFocal_DA5_scale1_lr0.02",
+        ),
     ],
 )
 def test_another_spelling_is_refused_with_the_right_one(name, right):
@@ -180,6 +193,15 @@ def test_another_spelling_is_refused_with_the_right_one(name, right):
             "nnUNetTrainerUnifiedFocal_lrinf",
             "part 'lrinf': the learning rate must be one number > 0",
         ),
+        *(
+            (
+                f"nnUNetTrainerUnifiedFocal_scale{value}",
+                f"part 'scale{value}': the scale of the loss must be one number > 0, finite",
+            )
+            for value in ("0", "-1", "inf", "nan", "1-2", "1e400")
+        ),
+        ("nnUNetTrainerUnifiedFocal_scale", r"unknown part 'scale'; .*Possible: .*scale<value>"),
+        ("nnUNetTrainerUnifiedFocal_scale2_scale3", "part 'scale3' repeats"),
         (
             "nnUNetTrainerUnifiedFocal_DiceLoss",
             "part 'DiceLoss': nnUNetTrainerDiceLoss sets a loss of its own",
@@ -208,7 +230,7 @@ def test_parts_cannot_be_mistaken_for_each_other():
     """No parameter begins like another one of its loss or like a variant of nnU-Net."""
     for entry in catalogue():
         names = [camel_case(parameter) for parameter in entry.parameters]
-        others = [*VARIANTS, "lr"]
+        others = [*VARIANTS, "lr", "scale"]
         for name in names:
             assert not any(other.startswith(name) for other in [*others, *names] if other != name)
 

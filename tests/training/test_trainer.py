@@ -16,6 +16,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunet_unifiedloss import trainers
 from nnunet_unifiedloss.losses import BoundaryLoss, UnifiedFocalLoss
 from nnunet_unifiedloss.training.names import HOST_DEFAULTS
+from nnunet_unifiedloss.training.scales import scale_of
 from nnunet_unifiedloss.training.trainer import LossTrainer, RecordedLoss
 
 PATCH = (16, 16, 16)
@@ -143,6 +144,7 @@ def test_the_name_sets_the_schedule_and_the_log_says_what_ran(capsys):
     logged = capsys.readouterr().out
     assert "Loss: UnifiedFocalLoss(" in logged
     assert "weight=0.5, delta=0.6, gamma=0.3, smooth=1e-07" in logged
+    assert "Loss scale: 3.57\n" in logged
 
 
 def test_the_defaults_that_names_leave_out_are_nnunets():
@@ -177,6 +179,68 @@ def test_terms_are_logged_for_training_steps_at_full_resolution(capsys):
     for name, value in expected.items():
         assert f"{name} {value:.4f} ({value / total:.0%})" in logged
     assert trainer.recorded_loss.pop_means() == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [
+        ("nnUNetTrainerUnifiedFocal", 3.57),
+        ("nnUNetTrainerUnifiedFocal_scale1", 1),
+        ("nnUNetTrainerUnifiedFocal_NoDeepSupervision_scale2", 2),
+        ("nnUNetTrainerTversky", 1),
+    ],
+)
+def test_the_loss_is_scaled_once_and_its_terms_are_not(name, scale):
+    trainer = make_trainer(name)
+    scaled = trainer._build_loss()
+    loss = trainer.recorded_loss.loss
+    logits = [torch.randn(2, 3, *PATCH, requires_grad=True), torch.randn(2, 3, 8, 8, 8)]
+    targets = [torch.ones(2, 1, *PATCH), torch.ones(2, 1, 8, 8, 8)]
+    if isinstance(scaled, DeepSupervisionWrapper):
+        expected = DeepSupervisionWrapper(loss, scaled.weight_factors)(logits, targets)
+        value = scaled(logits, targets)
+    else:
+        expected, value = loss(logits[0], targets[0]), scaled(logits[0], targets[0])
+    assert value.item() == pytest.approx(scale * expected.item(), rel=1e-6)
+    assert sum(trainer.recorded_loss.pop_means().values()) == pytest.approx(
+        loss(logits[0], targets[0]).item(), rel=1e-6
+    )
+
+
+def continued(name, logged, monkeypatch):
+    """A trainer that continues the third epoch of a training with this log of scales."""
+    trainer = make_trainer(name)
+    trainer._build_loss()
+    log = trainer.logger.get_checkpoint() | ({"loss_scale": logged} if logged else {})
+
+    def load_checkpoint(self, filename_or_checkpoint):
+        self.current_epoch = 2
+        self.logger.load_checkpoint(copy.deepcopy(log))
+
+    monkeypatch.setattr(nnUNetTrainer, "load_checkpoint", load_checkpoint)
+    trainer.load_checkpoint("checkpoint_latest.pth")
+    return trainer
+
+
+@pytest.mark.parametrize(
+    ("name", "logged", "scale"),
+    [
+        ("nnUNetTrainerUnifiedFocal", [3.57, 3.57], 3.57),
+        ("nnUNetTrainerUnifiedFocal", [3.5, 3.5], 3.5),  # the constant of another version
+        ("nnUNetTrainerUnifiedFocal", [], 1),  # a version without scales
+        ("nnUNetTrainerUnifiedFocal_scale2", [], 2),
+        ("nnUNetTrainerTversky", [], 1),
+    ],
+)
+def test_a_continued_training_keeps_its_scale(name, logged, scale, monkeypatch, capsys):
+    trainer = continued(name, logged, monkeypatch)
+    assert trainer.recorded_loss.scale == scale
+    changed = scale != (trainer.set_scale or scale_of(trainer.loss_class))
+    shown = f"Loss scale: {scale:g}, as before the interruption"
+    assert (shown in capsys.readouterr().out) == changed
+    trainer.on_train_epoch_end([{"loss": 0.5}])
+    scales = trainer.logger.get_value("loss_scale", step=None)
+    assert scales == [*(logged or [1, 1]), scale]
 
 
 def test_losses_of_one_term_need_no_line(capsys):
