@@ -206,10 +206,10 @@ RULES = (
 # time and memory relative to nnU-Net's loss, from docs/cost.md: CPU, patch (2, 4, 96, 96, 96)
 COST = {
     "nnUNetTrainer": (1.0, 1.0),
-    "nnUNetTrainerUnifiedFocal": (0.58, 0.61),
-    "nnUNetTrainerDiceFocal": (0.54, 0.56),
-    "nnUNetTrainerDiceTopK": (0.98, 0.74),
-    "nnUNetTrainerStructuralSimilarity": (1.23, 0.85),
+    "nnUNetTrainerUnifiedFocal": (1.2, 0.95),
+    "nnUNetTrainerDiceFocal": (1.01, 0.95),
+    "nnUNetTrainerDiceTopK": (1.49, 0.95),
+    "nnUNetTrainerStructuralSimilarity": (17.5, 4.8),
 }
 
 

@@ -30,7 +30,7 @@ def test_the_output(raw, capsys):
     (row,) = [line for line in out.splitlines() if line.startswith("  lesion")]
     cells = ["lesion", "0.028 %", "1", "1", "1", "18 (18–18)", "0 (0%)", "–", "0%"]
     assert re.split("  +", row.strip()) == cells
-    assert "  nnUNetTrainerUnifiedFocal (loss: 0.58 × time, 0.61 × memory)\n" in out
+    assert "  nnUNetTrainerUnifiedFocal (loss: 1.2 × time, 0.95 × memory)\n" in out
     assert "\n    lesion: 0.028 % of the voxels\n" in out
     # those with the same reasons stand together
     assert "\n  nnUNetTrainerCrossEntropy, nnUNetTrainerFocal\n" in out

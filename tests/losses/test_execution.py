@@ -79,7 +79,8 @@ def test_compiles_as_one_graph_in_every_mode(name, regions, ignore):
 def test_deep_supervision_compiles_few_graphs(name, regions):
     """Six resolutions, as in a training: one graph for the first, one for all other shapes.
 
-    The Lovász loss may compile a third one, since it sorts small images only.
+    The Lovász loss may compile a third one, since it sorts small images only, and PyTorch 2.4 one
+    more. torch gives up after eight.
     """
     loss = getattr(losses, name)(regions=regions, **SMALL.get(name, {}))
     torch._dynamo.reset()
@@ -98,7 +99,7 @@ def test_deep_supervision_compiles_few_graphs(name, regions):
         torch.testing.assert_close(
             *gradients, rtol=1e-3, atol=1e-5 * gradients[1].abs().max().item()
         )
-    assert counter.frame_count <= 3
+    assert counter.frame_count <= 4
 
 
 @pytest.mark.parametrize("regions", [False, True], ids=["labels", "regions"])
