@@ -72,9 +72,9 @@ Notation: p is the softmax of the logits, p_t is the probability of a voxel's tr
 *Cost* is the time and peak memory of forward and backward pass on a patch of (2, 4, 96, 96, 96)
 in eager mode on a CPU (`python benchmarks/loss_cost.py --shape 2 4 96 96 96 --json
 benchmarks/measured.json`); [cost.md](cost.md) has compiled losses. *Gradient* is the norm of the
-gradient with respect to the logits, with its smallest and largest value over shares of foreground and stages of a training (`python
-benchmarks/gradient_norm.py --json benchmarks/measured.json`). Both are relative to nnU-Net's
-default loss (Dice + cross entropy) on the same logits.
+gradient with respect to the logits, with its smallest and largest value over shares of foreground
+and stages of a training (`python benchmarks/gradient_norm.py --json benchmarks/measured.json`).
+Both are relative to nnU-Net's default loss (Dice + cross entropy) on the same logits.
 
 *Scale* is the constant that the trainer multiplies the loss by, so that its gradient has the size
 of the default's. The modules in `nnunet_unifiedloss.losses` are not scaled. Losses whose gradient
