@@ -230,7 +230,13 @@ SCENES = {
 }
 
 
-@pytest.fixture(scope="module", params=SCENES)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=[pytest.mark.slow] if index else [])
+        for index, name in enumerate(SCENES)
+    ],
+)
 def scene(request, module_results) -> tuple[Path, np.ndarray]:
     """The folder of a graph and an image, and nnU-Net's segmentation."""
     scenario, name, settings, spacing = SCENES[request.param]

@@ -394,6 +394,7 @@ def test_the_probe_without_torch(fake):
     assert found.errors["torch"] == "OSError: libtorch.so: undefined symbol"
 
 
+@pytest.mark.slow
 def test_the_real_environment_can_train(tmp_path):
     """The whole command; only what depends on the machine may be wrong."""
     folders = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
