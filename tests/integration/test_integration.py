@@ -299,6 +299,7 @@ def test_other_settings_are_refused(work, capsys):
     assert f"has no {SOURCE}" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_misspelt_trainer_is_refused_before_anything_is_done(work, capsys, monkeypatch):
     monkeypatch.setenv("nnUNet_extTrainer", "")  # put back at the end
     begun = sorted(work.rglob("*"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -34,11 +36,22 @@ def test_rows_change_every_parameter(name):
     assert changed == set(defaults)
 
 
+# in 2-D every combination; in 3-D one of each by default, and the others under slow
+FORMULA_CASES = [
+    pytest.param(
+        ignore,
+        batch_dice,
+        dims,
+        id=f"{'ignore' if ignore else 'all'}-{'batch' if batch_dice else 'sample'}-{dims}D",
+        marks=[pytest.mark.slow] if dims == 3 and ignore != batch_dice else [],
+    )
+    for ignore, batch_dice, dims in itertools.product([False, True], [False, True], [2, 3])
+]
+
+
 @every_loss
 @every_mode
-@pytest.mark.parametrize("ignore", [False, True], ids=["all", "ignore"])
-@pytest.mark.parametrize("batch_dice", [False, True], ids=["sample", "batch"])
-@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize(("ignore", "batch_dice", "dims"), FORMULA_CASES)
 def test_formula(name, regions, ignore, batch_dice, dims):
     logits, target = make_batch(regions=regions, ignore=ignore, dims=dims)
     arguments = options(regions=regions, ignore=ignore, batch_dice=batch_dice)
